@@ -1,0 +1,351 @@
+"""Energies of molecules: `energy` for one after another, `energy_fn` for many geometries of one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.basis.layout import Basis
+from qchem.basis.library import default_auxiliary
+from qchem.errors import InputError
+from qchem.grids import Grid
+from qchem.molecule import Molecule
+from qchem.properties import gradient, moments
+from qchem.scf.hamiltonian import Method, TwoElectron
+from qchem.scf.solve import SCFResult, solve
+from qchem.xc.functional import Functional
+
+BasisLike = str | Mapping[str, str] | Basis
+GridLike = int | tuple[int, int] | Grid
+
+
+class Result:
+    """A finished calculation, in hartree and bohr.
+
+    Attributes:
+        energy: Total energy.
+        energies: Its parts: nuclear, one_electron, coulomb, exchange, xc.
+        converged, cycles, residual: Of the SCF; the residual is max|FDS - SDF|.
+        dipole: e bohr, about the origin of the coordinates.
+        homo, lumo: Orbital energies; one per spin if unrestricted; None where there is no orbital.
+        s2: Expectation value of S².
+        nao, nelectron: Numbers of basis functions and electrons.
+        mo_coeff, mo_energy, mo_occ, dm: With the spin axis leading.
+        settings, timings: What was calculated and how long it took, s.
+    """
+
+    def __init__(
+        self,
+        molecule: Molecule,
+        method: Method,
+        scf: SCFResult,
+        energies: Mapping[str, Array],
+        settings: dict[str, Any],
+        timings: dict[str, float],
+    ):
+        self._molecule, self._method, self.scf = molecule, method, scf
+        self.energy = float(scf.energy)
+        self.energies = {name: float(value) for name, value in energies.items()}
+        self.converged = bool(scf.converged)
+        self.cycles, self.residual = int(scf.cycles), float(scf.residual)
+        self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
+        self.mo_occ, self.dm = np.asarray(scf.mo_occ), np.asarray(scf.dm)
+        self.nao, self.nelectron = method.basis.nao, molecule.nelectron
+        self.settings, self.timings = settings, timings
+        frontier = [_frontier(e, n) for e, n in zip(self.mo_energy, self.mo_occ, strict=True)]
+        homo, lumo = (list(values) for values in zip(*frontier, strict=True))
+        self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
+        positions = jnp.asarray(molecule.positions)
+        dipole, s2 = _moments(method, positions, scf.factor)
+        self.dipole, self.s2 = np.asarray(dipole), float(s2)
+
+    def forces(self) -> Float[np.ndarray, "natom 3"]:
+        """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
+
+        Raises:
+            ConvergenceError: The SCF has not converged: its energy is not stationary.
+        """
+        self.scf.require_converged()
+        start = perf_counter()
+        positions = jnp.asarray(self._molecule.positions)
+        forces = -np.asarray(_gradient(self._method, positions, self.scf.factor))
+        self.timings["forces"] = perf_counter() - start
+        return forces
+
+    def require_converged(self) -> Result:
+        """This result, or `ConvergenceError`."""
+        self.scf.require_converged()
+        return self
+
+
+def _frontier(mo_energy, mo_occ):
+    occupied, exists = mo_occ > 0, np.isfinite(mo_energy)
+    below, above = mo_energy[occupied], mo_energy[~occupied & exists]
+    return float(below.max()) if below.size else None, float(above.min()) if above.size else None
+
+
+def energy(
+    molecule: Molecule,
+    basis: BasisLike = "def2-svp",
+    xc: str | Functional = "b3lyp",
+    *,
+    two_electron: TwoElectron = "exact",
+    aux: BasisLike | None = None,
+    grid: GridLike = 3,
+    cartesian: bool = False,
+    **scf_options: Any,
+) -> Result:
+    """Converged energy of one molecule; forces follow from the result.
+
+    The dtype of the molecule's positions is the precision of the calculation; float64 needs
+    `jax.config.update("jax_enable_x64", True)` in the program.
+
+    Args:
+        molecule: A closed shell if its multiplicity is 1, else unrestricted.
+        basis: Name of a set, one per element symbol, or a `Basis`.
+        xc: Functional by name, "hf" for Hartree-Fock, or a `Functional`.
+        two_electron: Exact integrals, or density fitting ("df").
+        aux: Auxiliary set of density fitting; by default the one that suits `basis`.
+        grid: Level 0 to 9, numbers of (radial, angular) points, or a `Grid`.
+        cartesian: Cartesian instead of spherical functions.
+        **scf_options: Of `qchem.scf.solve`, `max_cycles` for example; `tolerance` is its
+            `residual_tolerance`.
+
+    Returns:
+        The result, converged or not: see `Result.converged`.
+
+    Raises:
+        InputError: Anything unknown or impossible in the input.
+    """
+    start = perf_counter()
+    _check_precision(molecule.positions)
+    method, settings = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    nocc = _occupied(molecule)
+    options = _scf_options(scf_options)
+    positions = jnp.asarray(molecule.positions)
+    timings = {"plan": perf_counter() - start}
+    start = perf_counter()
+    hamiltonian, guess = jax.block_until_ready(_hamiltonian(method, positions))
+    timings["integrals"] = perf_counter() - start
+    start = perf_counter()
+    scf, energies = jax.block_until_ready(_solve(hamiltonian, guess, nocc, options))
+    timings["scf"] = perf_counter() - start
+    settings |= {"charge": molecule.charge, "multiplicity": molecule.multiplicity, **options}
+    return Result(molecule, method, scf, energies, settings, timings)
+
+
+class EnergyFunction(eqx.Module):
+    """Converged energy as a pure function of positions; made by `energy_fn`.
+
+    Under `vmap`, `chunk` geometries are held at once. The gradient is that of the converged
+    energy; second derivatives would need the response of the orbitals and are refused.
+    """
+
+    method: Method
+    nocc: tuple[int, ...] = eqx.field(static=True)
+    chunk: int = eqx.field(static=True)
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    def __call__(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[Array, ""]:
+        """Total energy, hartree; not a number where the SCF does not converge."""
+        natom = len(self.method.numbers)
+        if np.shape(positions) != (natom, 3):
+            raise InputError(
+                f"positions have shape {np.shape(positions)}, {natom} atoms need ({natom}, 3); "
+                "use jax.vmap for several geometries."
+            )
+        _check_precision(positions)
+        one = jax.custom_jvp(self._mapped(lambda r: self._solved(r)[0]))
+        both = jax.custom_jvp(self._mapped(self._with_gradient))
+
+        @one.defjvp
+        def first(primals, tangents):
+            value, slope = both(*primals)
+            return value, jnp.vdot(slope, tangents[0])
+
+        @both.defjvp
+        def second(primals, tangents):
+            raise NotImplementedError(
+                "second derivatives of converged energies need the response of the orbitals, "
+                "which is not supported; difference the gradient instead."
+            )
+
+        return one(jnp.asarray(positions))
+
+    def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
+        """Converged orbitals and all that belongs to them. Not differentiable."""
+        hamiltonian, guess = self.method.hamiltonian(jnp.asarray(positions))
+        return _solve(hamiltonian, guess, self.nocc, dict(self.options))[0]
+
+    def _solved(self, positions):
+        scf = self.solve(positions)
+        return jnp.where(scf.converged, scf.energy, jnp.nan), scf.factor
+
+    def _with_gradient(self, positions):
+        energy, factor = self._solved(positions)
+        return energy, gradient(self.method, positions, factor)
+
+    def _mapped(self, function):
+        """The function, which under `vmap` goes through the batch `chunk` geometries at a time."""
+        mapped = jax.custom_batching.custom_vmap(function)
+
+        @mapped.def_vmap
+        def rule(axis_size, in_batched, positions):
+            values = jax.lax.map(function, positions, batch_size=min(self.chunk, axis_size))
+            return values, jax.tree.map(lambda _: True, values)
+
+        return mapped
+
+
+def energy_fn(
+    numbers: Sequence[int],
+    basis: BasisLike = "def2-svp",
+    xc: str | Functional = "b3lyp",
+    *,
+    charge: int = 0,
+    multiplicity: int = 1,
+    two_electron: TwoElectron = "exact",
+    aux: BasisLike | None = None,
+    grid: GridLike = 3,
+    cartesian: bool = False,
+    chunk: int = 1,
+    **scf_options: Any,
+) -> EnergyFunction:
+    """Converged energy of one molecule family as a pure function of positions.
+
+    The function works under `jit`, `grad`, `jvp` and `vmap`; nothing in it depends on a geometry,
+    so that one compiled program serves all of them.
+
+    Args:
+        numbers: Atomic numbers.
+        charge, multiplicity: As in `Molecule`.
+        chunk: Geometries held at once under `vmap`; the memory grows with it.
+        basis, xc, two_electron, aux, grid, cartesian, **scf_options: As in `energy`.
+    """
+    apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
+    molecule = Molecule.from_arrays(
+        numbers, apart, unit="bohr", charge=charge, multiplicity=multiplicity
+    )
+    if chunk < 1:
+        raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
+    method, _ = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    options = tuple(_scf_options(scf_options).items())
+    return EnergyFunction(method, _occupied(molecule), chunk, options)
+
+
+def _occupied(molecule: Molecule) -> tuple[int, ...]:
+    if molecule.multiplicity == 1:
+        return (molecule.nalpha,)
+    return molecule.nalpha, molecule.nbeta
+
+
+def _scf_options(options: dict[str, Any]) -> dict[str, Any]:
+    known = set(inspect.signature(solve).parameters) - {"hamiltonian", "nocc", "guess_fock"}
+    renamed = {"residual_tolerance" if k == "tolerance" else k: v for k, v in options.items()}
+    unknown = sorted(set(renamed) - known)
+    if unknown:
+        raise InputError(
+            f"unknown option {', '.join(unknown)}; SCF options are tolerance, "
+            f"{', '.join(sorted(known))}."
+        )
+    return renamed
+
+
+def _check_precision(positions) -> None:
+    dtype = np.result_type(positions)
+    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise InputError(
+            "positions are float64 but JAX is in 32-bit mode: call "
+            'jax.config.update("jax_enable_x64", True) at the start of the program, or give '
+            "float32 positions for a calculation in single precision."
+        )
+    if not np.issubdtype(dtype, np.floating):
+        raise InputError(f"positions have dtype {dtype}; they must be float64 or float32.")
+
+
+def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
+    if two_electron not in ("exact", "df"):
+        raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
+    if two_electron == "exact" and aux is not None:
+        raise InputError(f"auxiliary basis {aux!r} is for density fitting: two_electron='df'.")
+    if two_electron == "df" and aux is None:
+        if not isinstance(basis, str):
+            raise InputError("density fitting of a basis without a name needs aux=.")
+        aux = default_auxiliary(basis)
+    names = (numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian)
+    try:
+        hash(names)
+    except TypeError:
+        method = _build.__wrapped__(*names)
+    else:
+        method = _build(*names)
+    settings = {
+        "basis": method.basis.name,
+        "xc": method.functional.name,
+        "two_electron": two_electron,
+        "aux": method.aux.name if method.aux is not None else None,
+        "grid": grid if isinstance(grid, int | tuple) else "given",
+        "cartesian": not method.basis.spherical,
+    }
+    return method, settings
+
+
+def _frozen(value):
+    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
+@lru_cache(maxsize=32)
+def _build(numbers, basis, xc, aux, grid, cartesian) -> Method:
+    """Everything that does not depend on positions, kept for the next geometry."""
+    functional = xc if isinstance(xc, Functional) else Functional.from_name(xc)
+    orbital = _basis(numbers, basis, not cartesian, auxiliary=False)
+    auxiliary = None if aux is None else _basis(numbers, aux, orbital.spherical, auxiliary=True)
+    if functional.ingredients == "none":
+        points = None
+    elif isinstance(grid, Grid):
+        points = grid
+    elif isinstance(grid, tuple):
+        points = Grid.from_numbers(numbers, sizes=grid)
+    else:
+        points = Grid.from_numbers(numbers, grid)
+    return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points)
+
+
+def _basis(numbers, basis, spherical, auxiliary):
+    if isinstance(basis, Basis):
+        if basis.natom != len(numbers):
+            raise InputError(f"the basis is for {basis.natom} atoms, not for {len(numbers)}.")
+        return basis
+    name = dict(basis) if isinstance(basis, tuple) else basis
+    return Basis.from_name(numbers, name, spherical=spherical, auxiliary=auxiliary)
+
+
+@eqx.filter_jit
+def _hamiltonian(method, positions):
+    return method.hamiltonian(positions)
+
+
+@eqx.filter_jit
+def _solve(hamiltonian, guess, nocc, options):
+    guess = jnp.broadcast_to(guess[None], (len(nocc), *guess.shape))
+    scf = solve(hamiltonian, nocc, guess, **options)
+    return scf, hamiltonian.energies(scf.factor)
+
+
+@eqx.filter_jit
+def _gradient(method, positions, factor):
+    return gradient(method, positions, factor)
+
+
+@eqx.filter_jit
+def _moments(method, positions, factor):
+    return moments(method, positions, factor)

@@ -1,0 +1,230 @@
+"""Molecule: elements, nuclear positions, charge and multiplicity; reading xyz files."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from os import PathLike
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.errors import MoleculeError
+from qchem.units import BOHR_IN_ANGSTROM
+
+# Index is the atomic number; "X" keeps the place of zero.
+SYMBOLS = tuple(
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar "
+    "K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr".split()
+)
+MIN_DISTANCE = 0.1  # bohr; nuclei closer than this are a mistake in the input
+
+
+class Molecule(eqx.Module):
+    """A molecule at one geometry.
+
+    Attributes:
+        numbers: Atomic numbers, 1 (H) to 36 (Kr).
+        positions: Of the nuclei, bohr.
+        charge: In units of e.
+        multiplicity: 2S + 1.
+    """
+
+    numbers: tuple[int, ...] = eqx.field(static=True)
+    positions: Float[Array | np.ndarray, "natom 3"]
+    charge: int = eqx.field(static=True, default=0)
+    multiplicity: int = eqx.field(static=True, default=1)
+
+    @property
+    def natom(self) -> int:
+        """Number of nuclei."""
+        return len(self.numbers)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Element symbols."""
+        return tuple(SYMBOLS[z] for z in self.numbers)
+
+    @property
+    def nelectron(self) -> int:
+        """Number of electrons."""
+        return sum(self.numbers) - self.charge
+
+    @property
+    def nalpha(self) -> int:
+        """Number of alpha electrons, never fewer than beta."""
+        return (self.nelectron + self.multiplicity - 1) // 2
+
+    @property
+    def nbeta(self) -> int:
+        """Number of beta electrons."""
+        return self.nelectron - self.nalpha
+
+    @classmethod
+    def from_xyz(
+        cls, path: str | PathLike[str], *, charge: int = 0, multiplicity: int = 1
+    ) -> "Molecule":
+        """Read an xyz file: a count, a comment, then symbol (or number) and x y z in Ångström.
+
+        Further columns and trailing blank lines are ignored, so extended xyz files will do as
+        long as their columns begin with the species and the position.
+
+        Raises:
+            MoleculeError: A file that cannot be read, a malformed line (its number is named),
+                more than one frame, or anything that `from_arrays` refuses.
+        """
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                lines = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MoleculeError(f"cannot read {str(path)!r}: {error}") from error
+        try:
+            symbols, positions = _parse_xyz(lines)
+            return cls.from_arrays(
+                symbols, positions, unit="angstrom", charge=charge, multiplicity=multiplicity
+            )
+        except MoleculeError as error:
+            raise MoleculeError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_arrays(
+        cls,
+        elements: Sequence[object] | np.ndarray,
+        positions: Any,
+        *,
+        unit: str,
+        charge: int = 0,
+        multiplicity: int = 1,
+    ) -> "Molecule":
+        """A molecule from its elements and coordinates.
+
+        Args:
+            elements: Atomic numbers or symbols.
+            positions: One row x, y, z per nucleus.
+            unit: Of `positions`: "bohr" or "angstrom".
+            charge: In units of e.
+            multiplicity: 2S + 1.
+
+        Raises:
+            MoleculeError: Unknown elements or unit, coordinates that are not finite, coincident
+                nuclei, no electrons, or a multiplicity that the electrons cannot have.
+        """
+        if unit not in ("bohr", "angstrom"):
+            raise MoleculeError(f"unknown unit {unit!r}; use 'bohr' or 'angstrom'.")
+        numbers = tuple(_atomic_number(element) for element in elements)
+        placed = _checked_positions(positions, len(numbers))
+        if unit == "angstrom":
+            placed = placed / BOHR_IN_ANGSTROM
+        _check_distances(numbers, placed)
+        _check_electrons(sum(numbers), _integer("charge", charge), multiplicity)
+        return cls(numbers, placed, int(charge), int(multiplicity))
+
+
+def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
+    if not any(line.strip() for line in lines):
+        raise MoleculeError("the file is empty; an xyz file begins with the number of atoms.")
+    try:
+        natom = int(lines[0])
+    except ValueError:
+        raise MoleculeError(
+            f"line 1: expected the number of atoms, found {lines[0].strip()!r}."
+        ) from None
+    if natom < 1:
+        raise MoleculeError(f"line 1: the number of atoms must be positive, not {natom}.")
+    symbols: list[int | str] = []
+    positions = []
+    for row in range(2, 2 + natom):
+        fields = lines[row].split() if row < len(lines) else []
+        if not fields:
+            raise MoleculeError(
+                f"line {row + 1}: line 1 announces {natom} atoms, but only {row - 2} are given."
+            )
+        try:
+            x, y, z = (_coordinate(field) for field in fields[1:4])
+            symbol = int(fields[0]) if fields[0].isdigit() else fields[0]
+            _atomic_number(symbol)
+        except MoleculeError as error:
+            raise MoleculeError(f"line {row + 1}: {error}") from None
+        except ValueError:
+            raise MoleculeError(
+                f"line {row + 1}: expected a symbol and three coordinates, "
+                f"found {lines[row].strip()!r}."
+            ) from None
+        symbols.append(symbol)
+        positions.append([x, y, z])
+    for row in range(2 + natom, len(lines)):
+        if lines[row].strip():
+            raise MoleculeError(
+                f"line {row + 1}: {lines[row].strip()!r} follows the {natom} atoms that line 1 "
+                "announces; correct the count, or keep a single frame."
+            )
+    return symbols, positions
+
+
+def _coordinate(field: str) -> float:
+    return float(re.sub("[dD]", "e", field))  # Fortran writes 1.0D+00
+
+
+def _atomic_number(element: Any) -> int:
+    if isinstance(element, str):
+        symbol = element.strip().capitalize()
+        if symbol in SYMBOLS[1:]:
+            return SYMBOLS.index(symbol)
+        near = get_close_matches(symbol, SYMBOLS[1:], n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise MoleculeError(f"unknown element {element!r}{hint}? Supported are H to Kr.")
+    number = _integer("atomic number", element)
+    if not 1 <= number < len(SYMBOLS):
+        raise MoleculeError(f"atomic number {number} is not supported; 1 (H) to 36 (Kr) are.")
+    return number
+
+
+def _integer(what: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise MoleculeError(f"{what} must be an integer, not {value!r}.")
+    return int(value)
+
+
+def _checked_positions(positions: Any, natom: int) -> np.ndarray:
+    try:
+        array = np.array(positions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MoleculeError(f"positions are not an array of numbers: {error}") from error
+    if natom == 0:
+        raise MoleculeError("a molecule needs at least one atom.")
+    if array.shape != (natom, 3):
+        raise MoleculeError(f"positions have shape {array.shape}; {natom} atoms need ({natom}, 3).")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if bad.size:
+        atom = int(bad[0])
+        raise MoleculeError(f"coordinates of atom {atom + 1} are not finite: {array[atom]}.")
+    return array
+
+
+def _check_distances(numbers: tuple[int, ...], positions: np.ndarray) -> None:
+    for i in range(1, len(numbers)):
+        distance = np.linalg.norm(positions[:i] - positions[i], axis=1)
+        j = int(distance.argmin())
+        if distance[j] < MIN_DISTANCE:
+            raise MoleculeError(
+                f"atoms {j + 1} ({SYMBOLS[numbers[j]]}) and {i + 1} ({SYMBOLS[numbers[i]]}) are "
+                f"{distance[j]:.3g} bohr apart, less than {MIN_DISTANCE}; check the coordinates "
+                "and their unit."
+            )
+
+
+def _check_electrons(nuclear_charge: int, charge: int, multiplicity: Any) -> None:
+    nelectron = nuclear_charge - charge
+    if nelectron < 1:
+        raise MoleculeError(
+            f"charge {charge:+d} leaves {nelectron} electrons of {nuclear_charge}; "
+            "at least one is needed."
+        )
+    nopen = _integer("multiplicity", multiplicity) - 1
+    if nopen < 0 or nopen > nelectron or (nelectron - nopen) % 2:
+        possible = [n + 1 for n in range(nelectron % 2, min(nelectron, 5) + 1, 2)]
+        raise MoleculeError(
+            f"{nelectron} electrons cannot have multiplicity {multiplicity}; "
+            f"possible are {', '.join(map(str, possible))}{', ...' if nelectron > 5 else ''}."
+        )

@@ -1,0 +1,39 @@
+"""Gradient, dipole moment and spin of given orbitals."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.integrals.one_electron import packed_moment, unpack
+from qchem.integrals.pairs import npair, pair_distributions
+from qchem.scf.hamiltonian import Method
+from qchem.scf.orbitals import density_matrix, spin_square
+
+
+def gradient(
+    method: Method, positions: Float[Array, "natom 3"], factor: Float[Array, "nspin nao nocc"]
+) -> Float[Array, "natom 3"]:
+    """dE/dR of a converged energy, hartree/bohr.
+
+    All that moves with the nuclei is differentiated: integrals, grid, overlap. The orbitals are
+    held except for what keeps them orthonormal, since the energy is stationary in them.
+    """
+    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor))
+
+
+def moments(
+    method: Method, positions: Float[Array, "natom 3"], factor: Float[Array, "nspin nao nocc"]
+) -> tuple[Float[Array, "3"], Float[Array, ""]]:
+    """Dipole moment about the origin of the coordinates, e bohr, and <S^2>."""
+    pairs, size = pair_distributions(method.basis, method.pairs, positions), npair(method.basis.nao)
+    origin = jnp.zeros(3, positions.dtype)
+    powers = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    packed = jnp.stack([packed_moment(pairs, size, power, origin) for power in powers])
+    integrals = unpack(packed, method.basis.nao)
+    density = jnp.sum(density_matrix(factor), axis=0)
+    electrons = jnp.einsum("xij,ij->x", integrals[1:], density, precision="highest")
+    charges = jnp.asarray(np.asarray(method.numbers, dtype=float), positions.dtype)
+    return charges @ positions - electrons, spin_square(factor, integrals[0])

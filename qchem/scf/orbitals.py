@@ -1,0 +1,155 @@
+"""Orbitals and density matrices: orthonormalization, occupation, spin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from qchem.errors import InputError
+
+OVERLAP_THRESHOLD = 1e-6  # PySCF's: overlap eigenvalues below it are linear dependences
+
+
+def canonical_orthogonalizer(
+    overlap: Float[Array | np.ndarray, "nao nao"], threshold: float = OVERLAP_THRESHOLD
+) -> tuple[Float[Array, "nao nmo"], Bool[Array, " nmo"]]:
+    """Matrix X of orthonormal combinations of AOs, X^T S X = 1, linear dependences removed.
+
+    Canonical orthogonalization, X = U s^(-1/2), (3.169) of Szabo & Ostlund (1989). The shape does
+    not depend on the data: nmo is nao, and a direction that is removed is a column of zeros.
+
+    Args:
+        overlap: S.
+        threshold: Directions with eigenvalues of S at or below it are removed. Raised to what the
+            dtype resolves.
+
+    Returns:
+        X, with removed columns first (eigenvalues ascend), and a mask of the columns kept.
+    """
+    eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(overlap))
+    resolved = 10 * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+    kept = eigenvalues > jnp.maximum(threshold, resolved)
+    scale = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, eigenvalues, 1)), 0)
+    return vectors * scale[None, :], kept
+
+
+def diagonalize(
+    fock: Float[Array, "nmo nmo"], kept: Bool[Array, " nmo"]
+) -> tuple[Float[Array, " nmo"], Float[Array, "nmo nmo"]]:
+    """Orbital energies, ascending, and orbitals of a Fock matrix in an orthonormal basis.
+
+    Args:
+        fock: Symmetric; rows and columns that are not kept must be zero.
+        kept: Directions that exist. The others come last.
+
+    Returns:
+        Energies, hartree, infinite for directions that do not exist; orbitals in columns.
+    """
+    bound = jnp.max(jnp.sum(jnp.abs(fock), axis=0))  # no eigenvalue exceeds it (Gershgorin)
+    beyond = jnp.where(kept, jnp.zeros_like(bound), 1 + 2 * bound)
+    energies, vectors = jnp.linalg.eigh(fock + jnp.diag(beyond))
+    exists = jnp.arange(kept.size) < jnp.sum(kept)
+    return jnp.where(exists, energies, jnp.inf), vectors
+
+
+def occupation_numbers(
+    nocc: tuple[int, ...], nmo: int, dtype: jnp.dtype
+) -> Float[Array, "nspin nmo"]:
+    """Occupation of orbitals sorted by energy: 2 or 0 for a closed shell, else 1 or 0.
+
+    Args:
+        nocc: Number of occupied orbitals in each spin channel.
+        nmo: Number of orbitals.
+        dtype: Of the result.
+    """
+    check_occupation(nocc, nmo)
+    occupied = np.arange(nmo)[None, :] < np.asarray(nocc)[:, None]
+    return jnp.asarray(occupied * (2 / len(nocc)), dtype)
+
+
+def check_occupation(nocc: tuple[int, ...], nmo: int) -> None:
+    """Refuse numbers of occupied orbitals that `nmo` orbitals cannot hold."""
+    if len(nocc) not in (1, 2):
+        raise InputError(
+            f"nocc = {nocc} names {len(nocc)} spin channels; give one number of occupied orbitals "
+            "(closed shell) or two (alpha, beta)."
+        )
+    if min(nocc) < 0 or max(nocc) == 0 or max(nocc) > nmo:
+        raise InputError(
+            f"nocc = {nocc} does not fit {nmo} basis functions: each number must lie between 0 and "
+            f"{nmo}, and one must be positive. Check charge and multiplicity, or take a larger "
+            "basis set."
+        )
+
+
+def orbital_factor(
+    mo_coeff: Float[Array, "nspin nao nmo"], nocc: tuple[int, ...]
+) -> Float[Array, "nspin nao nocc"]:
+    """Occupied orbitals times the square root of their occupation: dm = factor factor^T.
+
+    Args:
+        mo_coeff: Orbitals sorted by energy.
+        nocc: Number of occupied orbitals in each spin channel. The channel with fewer is padded
+            with columns of zeros.
+    """
+    root = jnp.sqrt(occupation_numbers(nocc, mo_coeff.shape[-1], mo_coeff.dtype))
+    return mo_coeff[:, :, : max(nocc)] * root[:, None, : max(nocc)]
+
+
+def density_matrix(factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
+    """Density matrix of each spin channel, occupation included."""
+    return factor @ jnp.swapaxes(factor, -1, -2)
+
+
+def reorthonormalize(
+    orbitals: Float[Array | np.ndarray, "nspin nao nocc"],
+    overlap: Float[Array | np.ndarray, "nao nao"],
+    occupation: float = 1.0,
+) -> Float[Array, "nspin nao nocc"]:
+    """Orbitals of the same span, orthonormal in `overlap`: C L^(-T), L L^T = C^T S C.
+
+    The triangular (Cholesky) form of orthonormalization, differentiable to any order. With C held
+    and S moving with the nuclei, it is the connection under which the derivative of a stationary
+    energy needs no derivative of the orbitals (Helgaker & Almlöf, Int. J. Quantum Chem. 26, 275
+    (1984), for the symmetric form; the density matrix is the same).
+
+    Args:
+        orbitals: Linearly independent columns of any length, so `mo_coeff` or `factor` alike;
+            columns of zeros remain zero.
+        overlap: S.
+        occupation: C^T S C of the result is this times the unit matrix; 2 / nspin for a `factor`.
+    """
+    orbitals, overlap = jnp.asarray(orbitals), jnp.asarray(overlap)
+    empty = jnp.all(orbitals == 0, axis=1).astype(overlap.dtype)
+    metric = jnp.swapaxes(orbitals, 1, 2) @ overlap @ orbitals + jax.vmap(jnp.diag)(empty)
+    lower = jnp.linalg.cholesky(metric)
+    transposed = jax.lax.linalg.triangular_solve(
+        lower, jnp.swapaxes(orbitals, 1, 2), left_side=True, lower=True
+    )
+    return jnp.swapaxes(transposed, 1, 2) * occupation**0.5
+
+
+def spin_square(
+    factor: Float[Array, "nspin nao nocc"], overlap: Float[Array | np.ndarray, "nao nao"]
+) -> Float[Array, ""]:
+    """Expectation value of S^2 of the determinant: S(S + 1) for a pure spin state.
+
+    (2.271) of Szabo & Ostlund (1989), written for either order of the numbers of alpha and beta
+    electrons; zero for a closed shell.
+
+    Args:
+        factor: Occupied orbitals times the square root of their occupation.
+        overlap: S.
+    """
+    if factor.shape[0] == 1:
+        return jnp.zeros((), factor.dtype)
+    alpha, beta = factor
+    overlap = jnp.asarray(overlap)
+    nalpha, nbeta = jnp.vdot(alpha, overlap @ alpha), jnp.vdot(beta, overlap @ beta)
+    shared = jnp.sum((alpha.T @ overlap @ beta) ** 2)
+    return ((nalpha - nbeta) / 2) ** 2 + (nalpha + nbeta) / 2 - shared
+
+
+def symmetrized(matrices: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+    """Symmetric part of each matrix."""
+    return 0.5 * (matrices + jnp.swapaxes(matrices, -1, -2))

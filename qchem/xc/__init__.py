@@ -1,0 +1,1 @@
+"""Exchange and correlation: functionals and their integration over a grid."""

@@ -1,0 +1,134 @@
+"""Exchange-correlation energy and potential, integrated over a grid in chunks of points."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.basis.evaluate import evaluate_ao
+from qchem.basis.layout import Basis
+from qchem.chunking import chunked_sum
+from qchem.grids import Grid, GridPoints
+
+from .functional import Functional
+
+_AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1}
+_NCOMPONENT = (1, 4)  # value, gradient
+
+
+class GridXC(eqx.Module):
+    """Exchange-correlation energy at one geometry, as a function of `dm`.
+
+    Attributes:
+        points: The grid's points, in chunks.
+        adjustment: The grid's a_ij.
+        positions: Nuclei, bohr. Grid points, Becke weights and AOs all follow them.
+        ao: Stored AO values of all chunks; None if each use computes them anew.
+        weights: Integration weights of all chunks, bohr³; None likewise.
+    """
+
+    functional: Functional
+    basis: Basis
+    points: GridPoints
+    adjustment: Float[Array | np.ndarray, "natom natom"]
+    positions: Float[Array | np.ndarray, "natom 3"]
+    ao: Float[Array, "nchunk ncomponent chunk nao"] | None
+    weights: Float[Array, "nchunk chunk"] | None
+
+    def __init__(
+        self,
+        functional: Functional,
+        basis: Basis,
+        grid: Grid,
+        positions: Float[Array | np.ndarray, "natom 3"],
+        *,
+        chunk: int = 1024,
+        storage_bytes: int = 0,
+    ):
+        """Integrator at `positions`.
+
+        Args:
+            chunk: How many points are held at once.
+            storage_bytes: AO values are stored if all of them fit. That spares most of the time of
+                repeated use at one geometry. Derivatives in positions are the same either way,
+                but with stored values they take several times that memory.
+        """
+        self.functional = functional
+        self.basis = basis
+        self.points = grid.chunks(chunk)
+        self.adjustment = grid.adjustment
+        self.positions = jnp.asarray(positions)
+        self.ao = self.weights = None
+        ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
+        nvalue = self.points.quadrature.size * ncomponent * basis.nao
+        fits = nvalue * self.positions.dtype.itemsize <= storage_bytes
+        if fits and functional.ingredients != "none":
+            placement = (self.positions, basis, self.adjustment)
+            self.ao, self.weights = jax.lax.map(partial(self._values, placement), self.points)
+
+    def energy(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
+        """Energy without exact exchange, hartree.
+
+        Differentiable in `dm` and `positions`, to any order and in any mode, one chunk at a time.
+
+        Args:
+            dm: The total density matrix, or alpha and beta.
+        """
+        if self.functional.ingredients == "none":
+            return jnp.zeros((), self.positions.dtype)
+
+        def term(dm, ao, weights):
+            rho, sigma = _density(dm, ao)
+            return jnp.vdot(weights, self.functional.energy_density(rho, sigma))
+
+        return self._integrate(term, dm)
+
+    def energy_and_fock(
+        self, dm: Float[Array, "nspin nao nao"]
+    ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
+        """Energy, hartree, and its symmetric derivative dE/d(dm)."""
+        return jax.value_and_grad(self.energy)(dm)
+
+    def nelectron(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
+        """The integral of the density: how far the grid is from exact, in electrons."""
+
+        def term(dm, ao, weights):
+            rho, _ = _density(dm, ao[:1])
+            return jnp.vdot(weights, jnp.sum(rho, axis=0))
+
+        return self._integrate(term, dm)
+
+    def _integrate(self, term, dm):
+        dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
+        if self.ao is not None:
+            return chunked_sum(lambda dm, x: term(dm, *x), dm, (self.ao, self.weights))
+
+        def recomputed(params, part):
+            dm, placement = params
+            return term(dm, *self._values(placement, part))
+
+        placement = (self.positions, self.basis, self.adjustment)
+        return chunked_sum(recomputed, (dm, placement), self.points)
+
+    def _values(self, placement, part: GridPoints):
+        """AO values and weights of one chunk."""
+        positions, basis, adjustment = placement
+        points, weights = Grid(part, adjustment).place(positions)
+        derivative = _AO_DERIVATIVE[self.functional.ingredients]
+        return evaluate_ao(basis, positions, points, derivative), weights
+
+
+def _density(dm, ao):
+    """rho and, where AO gradients are given, sigma, as functionals take them."""
+    half = jnp.einsum("gm,smn->sgn", ao[0], dm, precision="highest")
+    # One contraction per spin: XLA's batched product is faster than multiplying and summing.
+    rho = jnp.stack([jnp.einsum("xgn,gn->xg", ao, h, precision="highest") for h in half])
+    if len(ao) == 1:
+        return rho[:, 0], None
+    gradient = 2 * rho[:, 1:]
+    pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
+    sigma = jnp.stack([jnp.sum(gradient[i] * gradient[j], axis=0) for i, j in pairs])
+    return rho[:, 0], sigma

@@ -1,0 +1,1 @@
+"""Tests of qchem and srdft: one file per module."""

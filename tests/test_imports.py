@@ -1,0 +1,79 @@
+"""Who may import whom: every module of qchem depends downwards only, and srdft on qchem alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEPENDS_ON = {  # directly; what these depend on is allowed too
+    "errors": (),
+    "units": (),
+    "chunking": (),
+    "data": (),
+    "molecule": ("errors", "units"),
+    "basis": ("molecule", "chunking"),
+    "grids": ("molecule", "chunking"),
+    "integrals": ("basis",),
+    "xc": ("basis", "grids"),
+    "jk": ("integrals",),
+    "scf": ("jk", "xc"),
+    "properties": ("scf",),
+    "calculation": ("properties",),
+    "__init__": ("calculation",),
+    "validate": ("__init__", "data"),
+    "cli": ("validate",),
+}
+MATHEMATICS = ("xc/functionals", "integrals/boys", "integrals/hermite", "integrals/coulomb")
+FILES = [
+    path.relative_to(ROOT)
+    for package in ("qchem", "srdft")
+    for path in ROOT.rglob(f"{package}/**/*.py")
+]
+
+
+def below(module: str) -> set[str]:
+    """The module itself and everything that it may import."""
+    return {module}.union(*(below(other) for other in DEPENDS_ON[module]))
+
+
+def is_mathematics(path: str) -> bool:
+    return path.removeprefix("qchem/").startswith(MATHEMATICS)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, wherever in the file."""
+    package = path.parent.parts
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*start, *(node.module or "").split("."))).strip(".")
+            names = [alias.name for alias in node.names]
+            found |= {base} if base not in ("qchem", "srdft") else {f"{base}.{n}" for n in names}
+    return found
+
+
+def part(name: str) -> str:
+    """The entry of DEPENDS_ON for a dotted name or path; names of the package itself are public."""
+    second = [*name.removesuffix(".py").replace("/", ".").split("."), "__init__"][1]
+    return second if second in DEPENDS_ON else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_downwards(path):
+    names = imports(path)
+    assert not {name for name in names if name.split(".")[0] == "pyscf"}
+    ours = {name for name in names if name.split(".")[0] in ("qchem", "srdft")}
+    if path.parts[0] == "srdft":
+        assert all(name.startswith("srdft") or part(name) == "__init__" for name in ours)
+        return
+    assert path.parts[1].removesuffix(".py") in DEPENDS_ON, "a new module: give it a place here"
+    assert not {name for name in ours if name.startswith("srdft")}
+    allowed = below(part(str(path)))
+    assert {part(name) for name in ours} <= allowed
+    if is_mathematics(str(path)) and path.name != "__init__.py":
+        others = {name for name in ours if not is_mathematics(name.replace(".", "/"))}
+        assert not others, "mathematics imports JAX and nothing else of ours"

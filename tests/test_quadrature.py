@@ -1,0 +1,196 @@
+"""Integrated exchange and correlation: against PySCF, and against its own finite differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from pyscf import dft, gto
+
+from qchem.basis.layout import Basis
+from qchem.grids import Grid
+from qchem.xc.functional import Functional
+from qchem.xc.quadrature import GridXC
+
+ENERGY_ATOL = 1e-9  # hartree
+FOCK_ATOL = 1e-8  # PySCF skips AOs below its cutoff
+STEP = 1e-4
+DIFFERENCE_RTOL = 1e-6  # of central differences with this step
+STORE = 1 << 30
+# Compilation, not running, is what these tests would spend their time on.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+NUMBERS = (8, 1, 1)
+POSITIONS = np.array([[0.0, 0.1, 0.2], [0.1, 1.5, -0.9], [0.0, -1.4, -1.0]])
+
+
+def random_dm(overlap, nocc, seed=0):
+    """Density matrices of random orthonormal orbitals, the lowest favoured."""
+    rng = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(overlap)
+    half = vectors / np.sqrt(values)
+    orbitals = half @ np.linalg.qr(rng.normal(size=overlap.shape))[0]
+    spins = [orbitals[:, :n] @ orbitals[:, :n].T for n in nocc]
+    return jnp.asarray(np.stack(spins))
+
+
+@pytest.fixture(scope="module")
+def water():
+    """PySCF's molecule and grid, and ours, in def2-SVP."""
+    mol = gto.M(
+        atom=list(zip("OHH", POSITIONS.tolist(), strict=True)),
+        unit="bohr",
+        basis="def2-svp",
+        verbose=0,
+    )
+    grids = dft.Grids(mol)
+    grids.level = 0
+    grids.build()
+    overlap = mol.intor("int1e_ovlp")
+    return mol, grids, overlap, Basis.from_name(NUMBERS, "def2-svp"), Grid.from_numbers(NUMBERS, 0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Basis, grid, closed-shell and spin-polarized density matrices; small, for derivatives."""
+    basis = Basis.from_name(NUMBERS, "sto-3g")
+    grid = Grid.from_numbers(NUMBERS, sizes=(8, 26), prune=False)
+    return basis, grid, random_dm(np.eye(7), (5, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "nspin", "storage_bytes"),
+    [("b3lyp", 1, STORE), ("pbe", 2, 0), ("svwn", 1, 0), ("svwn", 2, STORE)],
+)
+def test_energy_and_fock_agree_with_pyscf(water, name, nspin, storage_bytes):
+    mol, grids, overlap, basis, grid = water
+    dm = random_dm(overlap, (5, 3))
+    numint = dft.numint.NumInt()
+    if nspin == 1:
+        dm = 2 * dm[:1]
+        count, energy, fock = numint.nr_rks(mol, grids, name, np.asarray(dm[0]))
+    else:
+        count, energy, fock = numint.nr_uks(mol, grids, name, np.asarray(dm))
+    xc = GridXC(
+        Functional.from_name(name), basis, grid, POSITIONS, chunk=512, storage_bytes=storage_bytes
+    )
+    assert (xc.ao is not None) == (storage_bytes > 0)
+    measured, derivative = jit(GridXC.energy_and_fock)(xc, dm)
+    assert_allclose(measured, energy, rtol=0, atol=ENERGY_ATOL)
+    assert_allclose(derivative, np.reshape(fock, dm.shape), rtol=0, atol=FOCK_ATOL)
+    assert_allclose(xc.nelectron(dm), np.sum(count), rtol=1e-10)
+
+
+def test_lonely_electron_agrees_with_pyscf():
+    mol = gto.M(atom="H 0 0 0", basis="def2-svp", spin=1, verbose=0)
+    grids = dft.Grids(mol)
+    grids.level = 0
+    grids.build()
+    dm = random_dm(mol.intor("int1e_ovlp"), (1, 0))
+    _, energy, fock = dft.numint.NumInt().nr_uks(mol, grids, "b3lyp", np.asarray(dm))
+    functional, basis = Functional.from_name("b3lyp"), Basis.from_name((1,), "def2-svp")
+    xc = GridXC(functional, basis, Grid.from_numbers((1,), 0), np.zeros((1, 3)))
+    measured, derivative = jit(GridXC.energy_and_fock)(xc, dm)
+    assert_allclose(measured, energy, rtol=0, atol=ENERGY_ATOL)
+    assert_allclose(derivative[0], fock[0], rtol=0, atol=FOCK_ATOL)
+    assert np.all(np.isfinite(derivative[1]))
+
+
+def energy_of(functional, basis, grid, chunk=64, storage_bytes=0):
+    def energy(positions, dm):
+        xc = GridXC(functional, basis, grid, positions, chunk=chunk, storage_bytes=storage_bytes)
+        return xc.energy(dm)
+
+    return energy
+
+
+def test_derivatives_agree_with_finite_differences(small):
+    basis, grid, dm = small
+    energy = energy_of(Functional.from_name("pbe"), basis, grid)
+    rng = np.random.default_rng(1)
+    step = rng.normal(size=dm.shape)
+    steps = jnp.asarray(rng.normal(size=(3, 3))), jnp.asarray(step + step.transpose(0, 2, 1))
+
+    @jit
+    def derivatives(scale):
+        """Energy and gradient at POSITIONS, dm plus `scale` steps, and their slopes."""
+        at = jnp.asarray(POSITIONS) + scale * steps[0], dm + scale * steps[1]
+        return jax.jvp(jax.value_and_grad(energy, argnums=(0, 1)), at, steps)
+
+    (_, gradient), (slope, second) = derivatives(0.0)
+    (energy_ahead, ahead), _ = derivatives(STEP)
+    (energy_behind, behind), _ = derivatives(-STEP)
+    assert abs(jnp.vdot(gradient[0], steps[0])) > 1e-3  # otherwise the check could not fail
+    forward = sum(jnp.vdot(g, s) for g, s in zip(gradient, steps, strict=True))
+    assert_allclose(slope, forward, rtol=1e-12)
+    measured = (energy_ahead - energy_behind) / (2 * STEP)
+    assert_allclose(slope, measured, rtol=DIFFERENCE_RTOL)
+    for exact, plus, minus in zip(second, ahead, behind, strict=True):
+        size = np.max(np.abs(exact))
+        assert size > 1e-3
+        assert_allclose(exact, (plus - minus) / (2 * STEP), rtol=0, atol=DIFFERENCE_RTOL * size)
+    assert_allclose(gradient[0].sum(axis=0), 0, atol=1e-12)  # all atoms moved: nothing changes
+    assert_allclose(gradient[1], jnp.swapaxes(gradient[1], 1, 2), rtol=0, atol=1e-14)
+
+
+def test_chunks_and_storage_change_nothing(small):
+    basis, grid, dm = small
+    functional = Functional.from_name("svwn")
+    settings = [(64, 0), (1000, 0), (64, STORE)]
+    results = [
+        jit(jax.value_and_grad(energy_of(functional, basis, grid, *setting)))(
+            jnp.asarray(POSITIONS), dm
+        )
+        for setting in settings
+    ]
+    for energy, gradient in results[1:]:
+        assert_allclose(energy, results[0][0], rtol=1e-13)
+        assert_allclose(gradient, results[0][1], rtol=0, atol=1e-12)
+
+
+def test_only_the_symmetric_part_of_dm_counts(small):
+    basis, grid, dm = small
+    skew = jnp.triu(jnp.ones((7, 7)), 1)
+    skew = skew - skew.T
+    xc = GridXC(Functional.from_name("svwn"), basis, grid, POSITIONS)
+    energy = jit(lambda dm: xc.energy(dm))
+    assert_allclose(energy(dm + skew[None]), energy(dm), rtol=1e-13)
+
+
+def test_batch_of_geometries_compiles_once(small):
+    basis, grid, dm = small
+    energy = energy_of(Functional.from_name("svwn"), basis, grid)
+    batched = jit(jax.vmap(jax.value_and_grad(energy), in_axes=(0, None)))
+    batch = jnp.asarray(POSITIONS)[None] + jnp.asarray([0.0, 0.1])[:, None, None] * POSITIONS[None]
+    energies, gradients = batched(batch, dm)
+    batched(batch + 0.01, dm)
+    assert batched._cache_size() == 1
+    single = jit(jax.value_and_grad(energy))
+    for i, positions in enumerate(batch):
+        value, gradient = single(positions, dm)
+        assert_allclose(energies[i], value, rtol=1e-13)
+        assert_allclose(gradients[i], gradient, rtol=0, atol=1e-12)
+
+
+def test_positions_decide_the_precision(small):
+    basis, grid, dm = small
+    functional = Functional.from_name("pbe")
+
+    def energy_and_fock(dtype):
+        xc = GridXC(functional, basis, grid, POSITIONS.astype(dtype), chunk=64)
+        return jit(GridXC.energy_and_fock)(xc, dm.astype(dtype))
+
+    for single, double in zip(energy_and_fock("float32"), energy_and_fock("float64"), strict=True):
+        assert single.dtype == jnp.float32
+        assert_allclose(single, double, rtol=1e-5, atol=1e-5)
+
+
+def test_exact_exchange_alone_leaves_nothing_to_integrate(small):
+    basis, grid, dm = small
+    xc = GridXC(Functional.from_name("hf"), basis, grid, POSITIONS, storage_bytes=STORE)
+    energy, fock = xc.energy_and_fock(dm)
+    assert energy == 0
+    assert fock.shape == dm.shape
+    assert not np.any(fock)
