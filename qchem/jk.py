@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qchem.integrals.one_electron import unpack
+from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, npair
 from qchem.integrals.two_electron import (
     coulomb_2c,
@@ -40,7 +40,7 @@ class AbstractJK(eqx.Module):
 class PackedJK(AbstractJK):
     """All integrals stored once, with their 8-fold symmetry."""
 
-    eri: Float[Array, "_"]
+    eri: Float[Array, _]
 
     @classmethod
     def build(cls, pairs: tuple[Distribution, ...], nao: int) -> PackedJK:
@@ -105,10 +105,10 @@ class DensityFittedJK(AbstractJK):
 
     @classmethod
     def build(
-        cls, pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], nao: int
+        cls, pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], nao: int, naux: int
     ) -> DensityFittedJK:
         """Fits the AO pairs."""
-        return cls.fit(coulomb_3c(pairs, aux, npair(nao)), coulomb_2c(aux))
+        return cls.fit(coulomb_3c(pairs, aux, npair(nao), naux), coulomb_2c(aux, naux))
 
     @classmethod
     def fit(
@@ -153,6 +153,7 @@ def fitted_energy(
     pairs: tuple[Distribution, ...],
     aux: tuple[Distribution, ...],
     factor: Float[Array, "nspin nao nocc"],
+    naux: int,
     coulomb: float,
     exchange: float,
 ) -> Float[Array, ""]:
@@ -161,19 +162,20 @@ def fitted_energy(
     Its derivative contracts derivatives of (ab|P) and (P|Q) with their weights in the energy, tile
     by tile: none is ever stored.
     """
-    return _fitted_energy(coulomb, exchange, pairs, aux, factor)
+    return _fitted_energy(naux, coulomb, exchange, pairs, aux, factor)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _fitted_energy(coulomb, exchange, pairs, aux, factor):
-    three = coulomb_3c(pairs, aux, npair(factor.shape[1]))
-    return _energy_of_integrals(coulomb, exchange, three, coulomb_2c(aux), factor)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _fitted_energy(naux, coulomb, exchange, pairs, aux, factor):
+    three = coulomb_3c(pairs, aux, npair(factor.shape[1]), naux)
+    return _energy_of_integrals(coulomb, exchange, three, coulomb_2c(aux, naux), factor)
 
 
 @_fitted_energy.defjvp
-def _fitted_energy_jvp(coulomb, exchange, primals, tangents):
+def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
     pairs, aux, factor = primals
-    three, two = coulomb_3c(pairs, aux, npair(factor.shape[1])), coulomb_2c(aux)
+    three = coulomb_3c(pairs, aux, npair(factor.shape[1]), naux)
+    two = coulomb_2c(aux, naux)
     energy = partial(_energy_of_integrals, coulomb, exchange)
     value, slopes = jax.value_and_grad(energy, argnums=(0, 1, 2))(three, two, factor)
     metric = 0.5 * (slopes[1] + slopes[1].T)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qchem.integrals.one_electron import packed_moment, unpack
+from qchem.integrals.moments import packed_moment, unpack
 from qchem.integrals.pairs import npair, pair_distributions
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix, spin_square
@@ -26,7 +26,7 @@ def gradient(
 
 def moments(
     method: Method, positions: Float[Array, "natom 3"], factor: Float[Array, "nspin nao nocc"]
-) -> tuple[Float[Array, "3"], Float[Array, ""]]:
+) -> tuple[Float[Array, 3], Float[Array, ""]]:
     """Dipole moment about the origin of the coordinates, e bohr, and <S^2>."""
     pairs, size = pair_distributions(method.basis, method.pairs, positions), npair(method.basis.nao)
     origin = jnp.zeros(3, positions.dtype)

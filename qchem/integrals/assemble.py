@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
-from qchem.integrals import one_electron, two_electron
-from qchem.integrals.one_electron import unpack
+from qchem.integrals import moments, two_electron
+from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
     auxiliary_distributions,
     charge_distribution,
     npair,
     pair_distributions,
+    pair_expansions,
     plan_pairs,
 )
 
@@ -56,7 +57,7 @@ def _moment(basis, positions, powers, origin):
 def _moments(basis, rows, positions, powers, origin):
     pairs, size = pair_distributions(basis, rows, positions), npair(basis.nao)
     origin = origin.astype(positions.dtype)
-    packed = [one_electron.packed_moment(pairs, size, power, origin) for power in powers]
+    packed = [moments.packed_moment(pairs, size, power, origin) for power in powers]
     return unpack(jnp.stack(packed), basis.nao)
 
 
@@ -67,13 +68,13 @@ def kinetic(basis: Basis, positions: Float[Array, "natom 3"]) -> Float[Array, "n
 
 @eqx.filter_jit
 def _kinetic(basis, rows, positions):
-    return unpack(one_electron.packed_kinetic(basis, rows, positions), basis.nao)
+    return unpack(pair_expansions(basis, rows, positions)[1], basis.nao)
 
 
 def nuclear_attraction(
     basis: Basis,
     positions: Float[Array, "natom 3"],
-    charges: Float[Array | np.ndarray, "natom"],
+    charges: Float[Array | np.ndarray, natom],
     *,
     omega: float = 0.0,
 ) -> Float[Array, "nao nao"]:
@@ -106,8 +107,7 @@ def eri_2c(
 @eqx.filter_jit
 def _coulomb_2c(aux, positions, attenuation):
     rows = auxiliary_distributions(aux, positions)
-    inverse = jnp.argsort(two_electron.auxiliary_order(rows))
-    return two_electron.coulomb_2c(rows, attenuation)[inverse][:, inverse]
+    return two_electron.coulomb_2c(rows, aux.nao, attenuation)
 
 
 def eri_3c(
@@ -120,14 +120,13 @@ def eri_3c(
 @eqx.filter_jit
 def _coulomb_3c(basis, aux, rows, positions, attenuation):
     fitting = auxiliary_distributions(aux, positions)
-    inverse = jnp.argsort(two_electron.auxiliary_order(fitting))
     pairs, size = pair_distributions(basis, rows, positions), npair(basis.nao)
-    return two_electron.coulomb_3c(pairs, fitting, size, attenuation)[:, inverse]
+    return two_electron.coulomb_3c(pairs, fitting, size, aux.nao, attenuation)
 
 
 def eri(
     basis: Basis, positions: Float[Array, "natom 3"], *, omega: float = 0.0
-) -> Float[Array, "npair*(npair+1)//2"]:
+) -> Float[Array, npair * (npair + 1) // 2]:
     """(ab|cd) with 8-fold symmetry, hartree: packed pairs ab >= cd of packed pairs a >= b.
 
     For small molecules: the length is about nao⁴/8.

@@ -41,7 +41,7 @@ def _position(order: int) -> dict[tuple[int, int, int], int]:
 
 @lru_cache(maxsize=256)
 def sum_index(bra: int, ket: int, bra_lowest: int = 0, ket_lowest: int = 0) -> np.ndarray:
-    """Position of p + q among the powers of order bra + ket, shape (nhermite(bra), nhermite(ket))."""
+    """Position of p + q among the powers of order bra + ket: (bra's powers, ket's powers)."""
     position = _position(bra + ket)
     p = hermite_powers(bra, bra_lowest)
     q = hermite_powers(ket, ket_lowest)
@@ -101,8 +101,8 @@ def _recursion(order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def hermite_coulomb(
-    order: int, alpha: Float[Array, "*batch"], separation: Float[Array, "3 *batch"]
-) -> Float[Array, "nhermite *batch"]:
+    order: int, alpha: Float[Array, "*batch"], separation: Float[Array, 3 * batch]
+) -> Float[Array, nhermite * batch]:
     """Derivatives of erf(sqrt(alpha) r) / r, the interaction of two unit Gaussian charges.
 
     Equals 2 sqrt(alpha / pi) R_tuv of Helgaker, Jørgensen & Olsen (2000), by their recursion

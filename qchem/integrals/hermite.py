@@ -14,7 +14,7 @@ def hermite_coefficients(
     lb: int,
     a: Float[Array, "*batch"],
     b: Float[Array, "*batch"],
-    separation: Float[Array, "3 *batch"],
+    separation: Float[Array, 3 * batch],
 ) -> dict[tuple[int, int], Float[Array, "_ 3 *batch"]]:
     """Expansion coefficients E_t^{ij} of x_A^i x_B^j exp(-p x_P^2) in unit Hermite Gaussians.
 
@@ -53,28 +53,85 @@ def _raise_power(e, distance, half):
     return lowered + same + jnp.concatenate([raised, zero, zero])
 
 
+def axis_table(
+    la: int,
+    lb: int,
+    a: Float[Array, npair],
+    b: Float[Array, npair],
+    separation: Float[Array, "3 npair"],
+) -> Float[Array, "_ 3 npair"]:
+    """E_t^{ij} and one-dimensional kinetic energies of every primitive pair.
+
+    By (9.3.36) of Helgaker, Jørgensen & Olsen (2000) the latter are
+    -2 b^2 S_{i,j+2} + b (2j + 1) S_ij - j (j - 1)/2 S_{i,j-2}, with S_ij = E_0^{ij}.
+
+    Returns:
+        Rows (i, j, t) for t = 0 ... la + lb, with one more for the kinetic energy: see `_row`.
+    """
+    e = hermite_coefficients(la, lb + 2, a, b, separation)
+    rows = []
+    for i in range(la + 1):
+        for j in range(lb + 1):
+            kinetic = ((2 * j + 1) * b)[None] * e[i, j][0] - (2 * b * b)[None] * e[i, j + 2][0]
+            if j > 1:
+                kinetic = kinetic - (0.5 * j * (j - 1)) * e[i, j - 2][0]
+            missing = jnp.zeros((la + lb - i - j, *separation.shape), a.dtype)
+            rows += [e[i, j], missing, kinetic[None]]
+    return jnp.concatenate(rows)
+
+
+def _row(i, j, t, table_rows, lb):
+    """Row of the table; t = -1 is the kinetic energy."""
+    la = _highest_power(table_rows, lb)
+    depth = la + lb + 2
+    return (i * (lb + 1) + j) * depth + t % depth
+
+
+def _highest_power(table_rows, lb):
+    """l_a of a table: it has (la + 1)(lb + 1)(la + lb + 2) rows."""
+    return next(la for la in range(64) if (la + 1) * (lb + 1) * (la + lb + 2) == table_rows)
+
+
 def product_expansion(
     powers_a: np.ndarray,
     powers_b: np.ndarray,
     order: int,
     lowest: int,
-    e: dict[tuple[int, int], Float[Array, "_ 3 *batch"]],
-) -> Float[Array, "ncart_a ncart_b nhermite *batch"]:
-    """E^{ab}_{tuv}, the product of the three axes' coefficients for every pair of monomials."""
-    la, lb = int(powers_a.max(initial=0)), int(powers_b.max(initial=0))
-    batch = e[0, 0].shape[1:]
-    rows = []
-    for i in range(la + 1):
-        for j in range(lb + 1):
-            have = e[i, j][: order + 1]
-            missing = jnp.zeros((order + 1 - have.shape[0], *batch), have.dtype)
-            rows.append(jnp.concatenate([have, missing]))
-    table = jnp.concatenate(rows)  # ((i, j, t) flattened, 3, *batch)
+    table: Float[Array, "_ 3 npair"],
+    lb: int,
+) -> Float[Array, "ncart_a ncart_b nhermite npair"]:
+    """E^{ab}_{tuv}, the product of the three axes' coefficients for every pair of monomials.
+
+    Args:
+        powers_a, powers_b: Of the monomials.
+        order, lowest: Of the Hermite functions; zero beyond the degree of the pair.
+        table, lb: `axis_table` and the highest power on the second center it was made for.
+    """
     t = hermite_powers(order, lowest)
+    deepest = _highest_power(table.shape[0], lb) + lb
     product = None
     for axis in range(3):
-        pair = powers_a[:, axis][:, None] * (lb + 1) + powers_b[:, axis][None, :]
-        index = pair[:, :, None] * (order + 1) + t[:, axis][None, None, :]
-        factor = table[index, axis]
+        i, j = powers_a[:, axis][:, None, None], powers_b[:, axis][None, :, None]
+        inside = np.minimum(t[:, axis], deepest)[None, None, :]
+        factor = table[_row(i, j, inside, table.shape[0], lb), axis]
         product = factor if product is None else product * factor
+    if order > deepest:
+        exists = (t <= deepest).all(1).astype(float)[None, None, :, None]
+        product = product * jnp.asarray(exists, product.dtype)
     return product
+
+
+def product_kinetic(
+    powers_a: np.ndarray, powers_b: np.ndarray, table: Float[Array, "_ 3 npair"], lb: int
+) -> Float[Array, "ncart_a ncart_b npair"]:
+    """-1/2 <a|nabla^2|b> for every pair of monomials, without the charge factor."""
+    total = None
+    for kinetic in range(3):
+        product = None
+        for axis in range(3):
+            i, j = powers_a[:, axis][:, None], powers_b[:, axis][None, :]
+            t = np.full_like(i, -1 if axis == kinetic else 0)
+            factor = table[_row(i, j, t, table.shape[0], lb), axis]
+            product = factor if product is None else product * factor
+        total = product if total is None else total + product
+    return total

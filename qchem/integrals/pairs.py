@@ -16,9 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from qchem.basis.layout import Basis
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.integrals.coulomb import hermite_powers, nhermite
-from qchem.integrals.hermite import hermite_coefficients, product_expansion
+from qchem.integrals.hermite import axis_table, product_expansion, product_kinetic
 
 _NPRIM = {0: 4, 1: 3, 2: 3}  # primitive pairs per row by order, else 1: little padding, few rows
+_MERGED_NAO = 150  # up to here compiling another class costs more than padding to its order
+_MERGED_NAUX = 600  # likewise for auxiliary functions
 _PAIR_BLOCK = 1 << 22  # elements of an expansion held at once
 
 
@@ -50,6 +52,7 @@ class PairRows(eqx.Module):
 
     Attributes:
         la, lb: The class.
+        order: Of the list that the class goes to, l_a + l_b or more.
         shell: Rows of the two shell batches.
         primitive: Columns of the two shell batches.
         used: False for padding.
@@ -59,29 +62,35 @@ class PairRows(eqx.Module):
 
     la: int = eqx.field(static=True)
     lb: int = eqx.field(static=True)
+    order: int = eqx.field(static=True)
     shell: Int[Array | np.ndarray, "2 nrow"]
     primitive: Int[Array | np.ndarray, "2 nrow nprim"]
     used: Bool[Array | np.ndarray, "nrow nprim"]
     index: Int[Array | np.ndarray, "nrow nfunction"]
 
 
-def plan_pairs(basis: Basis, keep=None) -> tuple[PairRows, ...]:
+def plan_pairs(basis: Basis, merge: bool | None = None) -> tuple[PairRows, ...]:
     """All pairs of shells of a basis, by class; host side, once per basis.
 
     Args:
         basis: The basis.
-        keep: Optionally `keep(la, lb, shell_a, shell_b) -> bool array`, False to drop a pair.
+        merge: Put classes of orders 2n - 1 and 2n into one list, padded to 2n: fewer programs to
+            compile, more arithmetic. By default where the basis is small.
     """
+    merge = basis.nao <= _MERGED_NAO if merge is None else merge
     rows = []
     for na, a in enumerate(basis.batches):
         for nb, b in enumerate(basis.batches[: na + 1]):
             first, second = _shell_pairs(a.atom.size, b.atom.size, na == nb)
-            if keep is not None:
-                chosen = keep(a.l, b.l, first, second)
-                first, second = first[chosen], second[chosen]
             if first.size:
-                rows.append(_rows_of_class(basis, a, b, first, second))
+                order = merged_order(a.l + b.l, merge)
+                rows.append(_rows_of_class(basis, a, b, first, second, order))
     return tuple(rows)
+
+
+def merged_order(order: int, merge: bool) -> int:
+    """Order of the list for distributions of this order: 1, 2, 4, 6, ... if merged."""
+    return max(1, order + order % 2 * (order > 1)) if merge else order
 
 
 def _shell_pairs(na, nb, same):
@@ -90,8 +99,8 @@ def _shell_pairs(na, nb, same):
     return tuple(x.ravel() for x in np.indices((na, nb)))
 
 
-def _rows_of_class(basis, a, b, first, second):
-    width = _NPRIM.get(a.l + b.l, 1)
+def _rows_of_class(basis, a, b, first, second, order):
+    width = _NPRIM.get(order, 1)
     depth_a = np.count_nonzero(a.contraction, axis=1)
     depth_b = np.count_nonzero(b.contraction, axis=1)
     depth = depth_a[first] * depth_b[second]
@@ -105,7 +114,7 @@ def _rows_of_class(basis, a, b, first, second):
     primitive = np.stack([k // per_b, k % per_b]).astype(np.int32)
     shell = np.stack([first[pair], second[pair]]).astype(np.int32)
     index = _pair_index(basis, a, b, first, second)[pair]
-    return PairRows(a.l, b.l, shell, primitive, used, index)
+    return PairRows(a.l, b.l, order, shell, primitive, used, index)
 
 
 def _pair_index(basis, a, b, first, second):
@@ -129,16 +138,43 @@ def npair(nao: int) -> int:
 def pair_distributions(
     basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
 ) -> tuple[Distribution, ...]:
-    """Products of AOs as charge distributions, all classes of one l_a + l_b in one list."""
+    """Products of AOs as charge distributions, one list per order."""
+    return pair_expansions(basis, rows, positions)[0]
+
+
+def pair_expansions(
+    basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
+) -> tuple[tuple[Distribution, ...], Float[Array, npair]]:
+    """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>.
+
+    The coefficients of single axes are made for all classes at once, up to the highest l: little
+    more arithmetic, far fewer operations to compile.
+    """
+    primitives = [_primitive_pairs(basis, of_class, positions) for of_class in rows]
+    flat = [jnp.concatenate([x[n].reshape(-1) for x in primitives]) for n in (0, 1)]
+    separation = [_spread(x[2] - x[3], x[0].shape).reshape(-1, 3) for x in primitives]
+    la, lb = max(of_class.la for of_class in rows), max(of_class.lb for of_class in rows)
+    table = axis_table(la, lb, *flat, jnp.concatenate(separation).T)
+    kinetic = jnp.zeros(npair(basis.nao), positions.dtype)
     parts: dict[int, list[Distribution]] = {}
-    for of_class in rows:
-        order = of_class.la + of_class.lb
-        parts.setdefault(order, []).append(_pair_class(basis, of_class, positions))
-    return tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
+    start = 0
+    for of_class, (a, b, ra, rb, charge) in zip(rows, primitives, strict=True):
+        columns = table[:, :, start : start + a.size]
+        start += a.size
+        matrices = [_angular(l, basis.spherical, a.dtype) for l in (of_class.la, of_class.lb)]
+        coefficient, laplacian = _expand(of_class, lb, matrices, columns, charge)
+        kinetic = kinetic.at[of_class.index.ravel()].add(laplacian.ravel(), mode="drop")
+        weight = (a / (a + b))[:, :, None]
+        center = ra[:, None, :] * weight + rb[:, None, :] * (1.0 - weight)
+        parts.setdefault(of_class.order, []).append(
+            Distribution(of_class.order, 0, 1.0 / (a + b), center, coefficient, of_class.index)
+        )
+    lists = tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
+    return lists, kinetic
 
 
-def primitive_pairs(basis: Basis, rows: PairRows, positions: Float[Array, "natom 3"]):
-    """Exponents a and b, centres A and B, and the charge factor of every primitive pair.
+def _primitive_pairs(basis, rows, positions):
+    """Exponents a and b, centers A and B, and the charge factor of every primitive pair.
 
     The charge factor holds contraction, normalization and the Gaussian product prefactor
     exp(-ab/p AB^2) (pi/p)^(3/2), (9.2.12)-(9.2.15) of Helgaker, Jørgensen & Olsen (2000).
@@ -158,73 +194,71 @@ def primitive_pairs(basis: Basis, rows: PairRows, positions: Float[Array, "natom
     return a, b, ra, rb, jnp.where(rows.used, charge, 0.0)
 
 
-def _pair_class(basis, rows, positions):
-    """E^{ab}_{tuv} with contraction, normalization and angular parts, (9.5.1) and (9.9.33)."""
-    a, b, ra, rb, charge = primitive_pairs(basis, rows, positions)
-    separation = jnp.broadcast_to((ra - rb)[:, None, :], (*a.shape, 3))
-    weight = (a / (a + b))[:, :, None]
-    center = ra[:, None, :] * weight + rb[:, None, :] * (1.0 - weight)
-    coefficient = _expand(rows.la, rows.lb, basis.spherical, a, b, separation, charge)
-    return Distribution(rows.la + rows.lb, 0, 1.0 / (a + b), center, coefficient, rows.index)
+def _spread(vectors, shape):
+    return jnp.broadcast_to(vectors[:, None, :], (*shape, 3))
 
 
-def _expand(la, lb, spherical, a, b, separation, charge, lowest=0):
-    """Hermite coefficients (nrow, nfunction, nprim, nhermite) of spherical or Cartesian pairs."""
-    order = la + lb
-    angular_a = jnp.asarray(angular_matrix(la, spherical), a.dtype)
-    angular_b = jnp.asarray(angular_matrix(lb, spherical), a.dtype)
+def _angular(l, spherical, dtype):
+    return jnp.asarray(angular_matrix(l, spherical), dtype)
+
+
+def _expand(rows, lb_table, matrices, columns, charge):
+    """Hermite coefficients (nrow, nfunction, nprim, nhermite) and kinetic energies of a class.
+
+    (9.5.1) and (9.9.33) of Helgaker, Jørgensen & Olsen (2000), with contraction, normalization and
+    angular parts.
+    """
+    powers = cartesian_powers(rows.la), cartesian_powers(rows.lb)
 
     def expand(block):
-        a, b, separation, charge = block
-        e = hermite_coefficients(la, lb, a, b, separation.T)
-        full = product_expansion(cartesian_powers(la), cartesian_powers(lb), order, lowest, e)
-        full = full * charge[None, None, None]
-        full = jnp.einsum("ax,xyhr->ayhr", angular_a, full, precision="highest")
-        full = jnp.einsum("by,ayhr->rabh", angular_b, full, precision="highest")
-        return full.reshape(a.shape[0], -1, full.shape[-1])
+        columns, charge = block
+        full = product_expansion(*powers, rows.order, 0, columns, lb_table)
+        kinetic = product_kinetic(*powers, columns, lb_table)
+        full = jnp.concatenate([full, kinetic[:, :, None]], axis=2) * charge[None, None, None]
+        full = jnp.einsum("ax,xyhr->ayhr", matrices[0], full, precision="highest")
+        full = jnp.einsum("by,ayhr->rabh", matrices[1], full, precision="highest")
+        return full.reshape(charge.size, -1, full.shape[-1])
 
-    nrow, nprim = a.shape
-    flat = (a.ravel(), b.ravel(), separation.reshape(-1, 3), charge.ravel())
-    ncart = angular_a.shape[1] * angular_b.shape[1]
-    block = max(1, _PAIR_BLOCK // (ncart * nhermite(order, lowest)))
-    if nrow * nprim <= block:
-        coefficient = expand(flat)
-    else:
-        padding = -(nrow * nprim) % block
-        blocks = jax.tree.map(
-            lambda x: _pad_rows(x, padding).reshape(-1, block, *x.shape[1:]), flat
-        )
-        coefficient = jax.lax.map(jax.checkpoint(expand), blocks)
-        coefficient = coefficient.reshape(-1, *coefficient.shape[2:])[: nrow * nprim]
-    nfunction, nherm = coefficient.shape[1:]
-    return jnp.swapaxes(coefficient.reshape(nrow, nprim, nfunction, nherm), 1, 2)
+    nrow, nprim = charge.shape
+    ncart = matrices[0].shape[1] * matrices[1].shape[1]
+    full = _in_blocks(expand, columns, charge.ravel(), ncart * nhermite(rows.order))
+    full = jnp.swapaxes(full.reshape(nrow, nprim, *full.shape[1:]), 1, 2)
+    return full[..., :-1], jnp.sum(full[..., -1], axis=-1)
 
 
-def _pad_rows(x, padding):
-    """Repeats the last row, a valid one, `padding` times."""
-    return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))])
+def _in_blocks(expand, columns, charge, nelement):
+    """expand((columns, charge)), in blocks of primitive pairs where the result is large."""
+    block = max(1, _PAIR_BLOCK // nelement)
+    if charge.size <= block:
+        return expand((columns, charge))
+    padding = -charge.size % block
+    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, padding)))
+    columns = jnp.moveaxis(columns.reshape(*columns.shape[:2], -1, block), 2, 0)
+    blocks = columns, jnp.pad(charge, (0, padding)).reshape(-1, block)
+    full = jax.lax.map(jax.checkpoint(expand), blocks)
+    return full.reshape(-1, *full.shape[2:])[: charge.size]
 
 
 def _merge(parts, ntarget):
-    """Distributions of one order as one list, functions padded with zeros."""
+    """Distributions of one order as one list, functions and primitives padded with zeros."""
     if len(parts) == 1:
         return parts[0]
     nfunction = max(part.index.shape[1] for part in parts)
     nprim = max(part.width.shape[1] for part in parts)
-    assert all(part.width.shape[1] == nprim for part in parts)
-    coefficients, indices = [], []
+    padded = []
     for part in parts:
-        missing = nfunction - part.index.shape[1]
-        coefficients.append(jnp.pad(part.coefficient, ((0, 0), (0, missing), (0, 0), (0, 0))))
-        indices.append(jnp.pad(part.index, ((0, 0), (0, missing)), constant_values=ntarget))
-    return Distribution(
-        parts[0].order,
-        parts[0].lowest,
-        jnp.concatenate([part.width for part in parts]),
-        jnp.concatenate([part.center for part in parts]),
-        jnp.concatenate(coefficients),
-        jnp.concatenate(indices),
-    )
+        functions = (0, nfunction - part.index.shape[1])
+        primitives = (0, nprim - part.width.shape[1])
+        padded.append(
+            (
+                jnp.pad(part.width, ((0, 0), primitives), constant_values=1.0),
+                jnp.pad(part.center, ((0, 0), primitives, (0, 0))),
+                jnp.pad(part.coefficient, ((0, 0), functions, primitives, (0, 0))),
+                jnp.pad(part.index, ((0, 0), functions), constant_values=ntarget),
+            )
+        )
+    arrays = [jnp.concatenate(column) for column in zip(*padded, strict=True)]
+    return Distribution(parts[0].order, parts[0].lowest, *arrays)
 
 
 def auxiliary_distributions(
@@ -232,25 +266,38 @@ def auxiliary_distributions(
 ) -> tuple[Distribution, ...]:
     """The shells of an auxiliary basis as charge distributions, one list per l.
 
-    A shell is its product with a constant: an s function of exponent 0. A solid harmonic times
+    A shell is its product with a constant, of exponent 0. A solid harmonic times
     a Gaussian is a pure derivative of degree l, so spherical shells need the top degree alone.
     """
-    lists = []
+    parts: dict[int, list[Distribution]] = {}
+    merge = aux.nao <= _MERGED_NAUX
     for batch in aux.batches:
         a = jnp.asarray(batch.exponents, positions.dtype)
-        factor = batch.coefficients(positions.dtype) * np.sqrt(4 * np.pi)
-        charge = factor * (np.pi / a) ** 1.5
-        separation = jnp.zeros((*a.shape, 3), a.dtype)
-        lowest = batch.l if aux.spherical else 0
-        coefficient = _expand(
-            batch.l, 0, aux.spherical, a, jnp.zeros_like(a), separation, charge, lowest
+        charge = (batch.coefficients(positions.dtype) * (np.pi / a) ** 1.5).ravel()
+        order = merged_order(batch.l, merge)
+        lowest = batch.l if aux.spherical and not merge else 0
+        table = axis_table(
+            batch.l, 0, a.ravel(), jnp.zeros_like(a).ravel(), jnp.zeros((3, a.size), a.dtype)
         )
-        center = positions[jnp.asarray(batch.atom)][:, None, :]
-        center = jnp.broadcast_to(center, (*a.shape, 3))
+        powers = cartesian_powers(batch.l), cartesian_powers(0)
+        matrix = _angular(batch.l, aux.spherical, a.dtype)
+
+        def expand(block, powers=powers, order=order, lowest=lowest, matrix=matrix):
+            columns, charge = block
+            full = product_expansion(*powers, order, lowest, columns, 0) * charge[None, None, None]
+            return jnp.einsum("ax,xyhr->rah", matrix, full, precision="highest")
+
+        coefficient = _in_blocks(
+            expand, table, charge, powers[0].shape[0] * nhermite(order, lowest)
+        )
+        coefficient = coefficient.reshape(*a.shape, *coefficient.shape[1:])
         ncomp = ncomponent(batch.l, aux.spherical)
         index = batch.ao[:, None] + np.arange(ncomp, dtype=np.int32)[None]
-        lists.append(Distribution(batch.l, lowest, 1.0 / a, center, coefficient, index))
-    return tuple(lists)
+        center = _spread(positions[jnp.asarray(batch.atom)], a.shape)
+        parts.setdefault(order, []).append(
+            Distribution(order, lowest, 1.0 / a, center, jnp.swapaxes(coefficient, 1, 2), index)
+        )
+    return tuple(_merge(parts[order], aux.nao) for order in sorted(parts))
 
 
 def charge_distribution(

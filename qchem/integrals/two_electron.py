@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from qchem.chunking import chunked_sum
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
@@ -68,7 +68,7 @@ _interaction.defjvp(_interaction_jvp, symbolic_zeros=True)
 
 
 def _separated(order, attenuation, width, center, ket_width, ket_center):
-    """R of all primitives of the bra's rows against all of the ket's: nbra nprim nhermite (mprim nket)."""
+    """R of the bra's primitives against all of the ket's: nbra, nprim, nhermite, (mprim nket)."""
     ket_width = ket_width.T + attenuation
     ket_center = jnp.transpose(ket_center, (2, 1, 0))
 
@@ -253,7 +253,7 @@ def potential(
     charges: Distribution,
     npair: int,
     attenuation: float = 0.0,
-) -> Float[Array, "npair"]:
+) -> Float[Array, npair]:
     """Interaction of every AO pair with the sum of all charges; hartree, signed as the charges."""
     total = jnp.zeros(npair, charges.coefficient.dtype)
     for bra in pairs:
@@ -273,13 +273,14 @@ def coulomb_3c(
     pairs: tuple[Distribution, ...],
     aux: tuple[Distribution, ...],
     npair: int,
+    naux: int,
     attenuation: float = 0.0,
 ) -> Float[Array, "npair naux"]:
-    """(ab|P) for packed pairs; auxiliary functions in the order of `auxiliary_order`."""
+    """(ab|P) for packed pairs."""
     columns = []
     for ket in aux:
-        naux = ket.index.size
-        total = jnp.zeros((npair, naux), ket.coefficient.dtype)
+        width = ket.index.size
+        total = jnp.zeros((npair, width), ket.coefficient.dtype)
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
             blocks = _blocks(bra, size, npair)
@@ -289,15 +290,15 @@ def coulomb_3c(
                 return interaction(block, ket, attenuation).reshape(-1, ket.index.size)
 
             values = jax.lax.map(of_block, blocks)
-            total = total.at[blocks.index.ravel()].add(values.reshape(-1, naux), mode="drop")
+            total = total.at[blocks.index.ravel()].add(values.reshape(-1, width), mode="drop")
         columns.append(total)
-    return jnp.concatenate(columns, axis=1)
+    return jnp.concatenate(columns, axis=1)[:, _auxiliary_columns(aux, naux)]
 
 
 def coulomb_2c(
-    aux: tuple[Distribution, ...], attenuation: float = 0.0
+    aux: tuple[Distribution, ...], naux: int, attenuation: float = 0.0
 ) -> Float[Array, "naux naux"]:
-    """(P|Q) in the order of `auxiliary_order`."""
+    """(P|Q)."""
     block = {}
     for i, bra in enumerate(aux):
         for j, ket in enumerate(aux[: i + 1]):
@@ -317,13 +318,16 @@ def coulomb_2c(
                 block[j, i] = values.T
     n = len(aux)
     rows = [jnp.concatenate([block[i, j] for j in range(n)], axis=1) for i in range(n)]
-    metric = jnp.concatenate(rows)
+    place = _auxiliary_columns(aux, naux)
+    metric = jnp.concatenate(rows)[place][:, place]
     return 0.5 * (metric + metric.T)
 
 
-def auxiliary_order(aux: tuple[Distribution, ...]) -> Int[Array, "naux"]:
-    """Auxiliary function of each column of `coulomb_3c`."""
-    return jnp.concatenate([jnp.asarray(rows.index).T.ravel() for rows in aux])
+def _auxiliary_columns(aux, naux):
+    """Column of each auxiliary function where the lists follow each other, rows minor."""
+    index = jnp.concatenate([jnp.asarray(rows.index).T.ravel() for rows in aux])
+    column = jnp.arange(index.size, dtype=jnp.int32)
+    return jnp.zeros(naux, jnp.int32).at[index].set(column, mode="drop")
 
 
 def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
@@ -337,7 +341,7 @@ def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
 
 def coulomb_4c(
     pairs: tuple[Distribution, ...], npair: int, attenuation: float = 0.0
-) -> Float[Array, "npair*(npair+1)//2"]:
+) -> Float[Array, npair * (npair + 1) // 2]:
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
     size = npair * (npair + 1) // 2
     total = jnp.zeros(size, pairs[0].coefficient.dtype)
@@ -426,10 +430,8 @@ def weighted_3c(
 ) -> Float[Array, ""]:
     """Sum of weight times `coulomb_3c`."""
     total = jnp.zeros((), weight.dtype)
-    start = 0
     for ket in aux:
-        columns = weight[:, start : start + ket.index.size]
-        start += ket.index.size
+        columns = weight.at[:, ket.index.T.ravel()].get(mode="fill", fill_value=0.0)
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
 
@@ -448,25 +450,20 @@ def weighted_2c(
     aux: tuple[Distribution, ...], weight: Float[Array, "naux naux"], attenuation: float = 0.0
 ) -> Float[Array, ""]:
     """Sum of a symmetric weight times `coulomb_2c`."""
-    sizes = [rows.index.size for rows in aux]
-    starts = np.cumsum([0, *sizes])
     total = jnp.zeros((), weight.dtype)
     for i, bra in enumerate(aux):
         for j, ket in enumerate(aux[: i + 1]):
-            part = weight[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
-            part = part.reshape(*bra.index.T.shape, *ket.index.T.shape)
-            part = jnp.swapaxes(part, 0, 1) * (1.0 if i == j else 2.0)
             size = _tile_rows(bra, *ket.width.shape, ket.order)
-            blocks = _blocks(bra, size, 0)
-            padding = blocks.index.shape[0] * size - part.shape[0]
-            part = jnp.pad(part, ((0, padding), (0, 0), (0, 0), (0, 0)))
+            part = weight if i == j else 2.0 * weight
 
-            def of_block(ket, scanned):
-                block, chosen = scanned
+            def of_block(shared, block):
+                part, ket = shared
+                at = block.index[:, :, None, None], ket.index.T[None, None]
+                chosen = part.at[at].get(mode="fill", fill_value=0.0)
                 return weighted_sum(block, ket, chosen, attenuation)
 
-            chosen = part.reshape(-1, size, *part.shape[1:])
-            total = total + chunked_sum(of_block, ket, (blocks, chosen))
+            blocks = _blocks(bra, size, weight.shape[0])
+            total = total + chunked_sum(of_block, (part, ket), blocks)
     return total
 
 

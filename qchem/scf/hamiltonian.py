@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.grids import Grid
-from qchem.integrals.one_electron import packed_kinetic, packed_moment, unpack
+from qchem.integrals.moments import packed_moment, unpack
 from qchem.integrals.pairs import (
     PairRows,
     auxiliary_distributions,
     charge_distribution,
     npair,
-    pair_distributions,
+    pair_expansions,
     plan_pairs,
 )
 from qchem.integrals.two_electron import coulomb_energy, potential, potential_energy
@@ -144,9 +143,9 @@ class Method(eqx.Module):
         self, positions: Float[Array, "natom 3"]
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
         """The Hamiltonian at one geometry, and the Fock matrix of superposed atomic potentials."""
-        pairs, size = pair_distributions(self.basis, self.pairs, positions), npair(self.basis.nao)
+        size = npair(self.basis.nao)
+        pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        kinetic = packed_kinetic(self.basis, self.pairs, positions)
         attraction = potential(pairs, self._nuclei(positions), size)
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
         screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
@@ -156,7 +155,7 @@ class Method(eqx.Module):
             jk = DirectJK(pairs)
         else:
             aux = auxiliary_distributions(self.aux, positions)
-            jk = DensityFittedJK.build(pairs, aux, self.basis.nao)
+            jk = DensityFittedJK.build(pairs, aux, self.basis.nao, self.aux.nao)
         matrices = jnp.stack([overlap, kinetic + attraction, kinetic + screened])
         overlap, hcore, guess = unpack(matrices, self.basis.nao)
         hamiltonian = Hamiltonian(
@@ -178,9 +177,9 @@ class Method(eqx.Module):
         converged energy: see `reorthonormalize`. Memory stays that of a tile, a chunk of points,
         or the three-index integrals.
         """
-        pairs, size = pair_distributions(self.basis, self.pairs, positions), npair(self.basis.nao)
+        size = npair(self.basis.nao)
+        pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        kinetic = packed_kinetic(self.basis, self.pairs, positions)
         overlap, kinetic = unpack(jnp.stack([overlap, kinetic]), self.basis.nao)
         factor = reorthonormalize(factor, overlap, 2.0 / factor.shape[0])
         dm = density_matrix(factor)
@@ -190,7 +189,7 @@ class Method(eqx.Module):
         fraction = self.functional.exchange_fraction * 0.5 * dm.shape[0]
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
-            energy = energy + fitted_energy(pairs, aux, factor, 1.0, fraction)
+            energy = energy + fitted_energy(pairs, aux, factor, self.aux.nao, 1.0, fraction)
         else:
             energy = energy + coulomb_energy(pairs, dm, 1.0, fraction)
         if self.grid is not None:
