@@ -20,7 +20,7 @@ from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.molecule import Molecule
 from qchem.properties import gradient, moments
-from qchem.scf.hamiltonian import Method, TwoElectron
+from qchem.scf.hamiltonian import ENERGIES, Method, TwoElectron
 from qchem.scf.solve import SCFResult, solve
 from qchem.xc.functional import Functional
 
@@ -54,7 +54,7 @@ class Result:
     ):
         self._molecule, self._method, self.scf = molecule, method, scf
         self.energy = float(scf.energy)
-        self.energies = {name: float(value) for name, value in energies.items()}
+        self.energies = {name: float(energies[name]) for name in ENERGIES}
         self.converged = bool(scf.converged)
         self.cycles, self.residual = int(scf.cycles), float(scf.residual)
         self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
@@ -164,8 +164,8 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         _check_precision(positions)
-        one = jax.custom_jvp(self._mapped(lambda r: self._solved(r)[0]))
-        both = jax.custom_jvp(self._mapped(self._with_gradient))
+        one = jax.custom_jvp(self._mapped(with_gradient=False))
+        both = jax.custom_jvp(self._mapped(with_gradient=True))
 
         @one.defjvp
         def first(primals, tangents):
@@ -186,24 +186,35 @@ class EnergyFunction(eqx.Module):
         hamiltonian, guess = self.method.hamiltonian(jnp.asarray(positions))
         return _solve(hamiltonian, guess, self.nocc, dict(self.options))[0]
 
-    def _solved(self, positions):
-        scf = self.solve(positions)
-        return jnp.where(scf.converged, scf.energy, jnp.nan), scf.factor
+    def _mapped(self, *, with_gradient: bool):
+        """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
 
-    def _with_gradient(self, positions):
-        energy, factor = self._solved(positions)
-        return energy, gradient(self.method, positions, factor)
-
-    def _mapped(self, function):
-        """The function, which under `vmap` goes through the batch `chunk` geometries at a time."""
-        mapped = jax.custom_batching.custom_vmap(function)
+        @jax.custom_batching.custom_vmap
+        def mapped(positions):
+            return _evaluate(self, positions, with_gradient)
 
         @mapped.def_vmap
         def rule(axis_size, in_batched, positions):
-            values = jax.lax.map(function, positions, batch_size=min(self.chunk, axis_size))
+            values = _evaluate(self, positions, with_gradient)
             return values, jax.tree.map(lambda _: True, values)
 
         return mapped
+
+
+@eqx.filter_jit
+def _evaluate(function, positions, with_gradient):
+    """Energy, or energy and gradient, of one geometry or of a batch; compiled once for each."""
+
+    def one(positions):
+        scf = function.solve(positions)
+        energy = jnp.where(scf.converged, scf.energy, jnp.nan)
+        if with_gradient:
+            return energy, gradient(function.method, positions, scf.factor)
+        return energy
+
+    if positions.ndim == 2:
+        return one(positions)
+    return jax.lax.map(one, positions, batch_size=min(function.chunk, positions.shape[0]))
 
 
 def energy_fn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from math import pi, sqrt
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def boys(order: int, t: Float[Array, "*batch"]) -> Float[Array, {order} + 1 * ba
         tabulated = tabulated * step + table[k][index]
 
     inverse = 1.0 / jnp.where(near, limit, t)
-    asymptotic = 0.5 * np.sqrt(np.pi) * jnp.sqrt(inverse)
+    asymptotic = sqrt(pi) / 2 * jnp.sqrt(inverse)
     for m in range(order):
         asymptotic = asymptotic * (m + 0.5) * inverse
     value = jnp.where(near, tabulated, asymptotic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from math import pi, sqrt
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +120,7 @@ def hermite_coulomb(
     """
     t = alpha * jnp.sum(separation * separation, axis=0)
     values = boys(order, t)
-    scale = (2.0 / np.sqrt(np.pi)) * jnp.sqrt(alpha)
+    scale = 2.0 / sqrt(pi) * jnp.sqrt(alpha)
     base = [values[0] * scale]
     for m in range(1, order + 1):
         scale = scale * (-2.0 * alpha)

@@ -41,10 +41,10 @@ class Distribution(eqx.Module):
 
     order: int = eqx.field(static=True)
     lowest: int = eqx.field(static=True)
-    width: Float[Array, "nrow nprim"]
-    center: Float[Array, "nrow nprim 3"]
-    coefficient: Float[Array, "nrow nfunction nprim nhermite"]
-    index: Int[Array | np.ndarray, "nrow nfunction"]
+    width: Float[Array, "*block nrow nprim"]
+    center: Float[Array, "*block nrow nprim 3"]
+    coefficient: Float[Array, "*block nrow nfunction nprim nhermite"]
+    index: Int[Array | np.ndarray, "*block nrow nfunction"]
 
 
 class PairRows(eqx.Module):

@@ -27,6 +27,7 @@ from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.functional import Functional
 from qchem.xc.quadrature import GridXC
 
+ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc")  # parts of the total
 TwoElectron = Literal["exact", "df"]
 STORED_BYTES = 1 << 30  # of exact integrals, and of AO values, kept for all cycles
 

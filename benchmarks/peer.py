@@ -1,0 +1,92 @@
+"""The same calculations by PySCF, with our shells, positions and grid level."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from pyscf import dft, gto, lib, scf
+
+from benchmarks.measure import threads
+from benchmarks.reference import Case
+from qchem import Basis
+from qchem.basis.library import default_auxiliary
+from qchem.molecule import SYMBOLS
+
+lib.num_threads(threads())
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """A finished calculation, in hartree and bohr, and its seconds."""
+
+    energy: float
+    forces: np.ndarray
+    cycles: int
+    energy_s: float
+    forces_s: float
+    dm: np.ndarray
+
+
+def shells(basis: Basis, numbers: tuple[int, ...]) -> dict[str, list]:
+    """The shells of each element in PySCF's format; atoms of an element must have the same."""
+    found: dict[str, list] = {}
+    for atom, number in enumerate(numbers):
+        of_atom = []
+        for batch in basis.batches:
+            for n in np.flatnonzero(np.asarray(batch.atom) == atom):
+                primitives = zip(batch.exponents[n], batch.contraction[n], strict=True)
+                of_atom.append([batch.l, *([float(a), float(c)] for a, c in primitives if c != 0)])
+        if found.setdefault(SYMBOLS[number], of_atom) != of_atom:
+            raise ValueError(f"atoms of {SYMBOLS[number]} differ in their shells")
+    return found
+
+
+def molecule(basis: Basis, numbers: tuple[int, ...], positions: np.ndarray) -> gto.Mole:
+    """PySCF's molecule; AOs are in the same order as ours."""
+    return gto.M(
+        atom=[(SYMBOLS[z], xyz) for z, xyz in zip(numbers, positions.tolist(), strict=True)],
+        basis=shells(basis, numbers),
+        unit="bohr",
+        cart=not basis.spherical,
+        verbose=0,
+    )
+
+
+def calculate(
+    case: Case, numbers: tuple[int, ...], positions: np.ndarray, *, tight: bool = False, dm=None
+) -> Calculation:
+    """Energy, then forces with the response of the grid, of a closed shell.
+
+    Args:
+        case: What is calculated.
+        numbers, positions: The molecule, bohr.
+        tight: Converged as far as it goes, instead of by PySCF's defaults.
+        dm: The first density matrix, instead of PySCF's guess.
+    """
+    basis = Basis.from_name(numbers, case.basis)
+    auxiliary = None
+    if case.two_electron == "df":
+        auxiliary = Basis.from_name(numbers, default_auxiliary(case.basis), auxiliary=True)
+        auxiliary = shells(auxiliary, numbers)
+    start = perf_counter()
+    mol = molecule(basis, numbers, positions)
+    mf = scf.RHF(mol) if case.xc == "hf" else dft.RKS(mol, xc=case.xc)
+    if case.xc != "hf":
+        mf.grids.level = case.grid
+    if auxiliary is not None:
+        mf = mf.density_fit(auxbasis=auxiliary)
+    if tight:
+        mf.conv_tol, mf.conv_tol_grad, mf.direct_scf_tol = 1e-12, 1e-8, 1e-15
+    mf.kernel(dm0=dm)
+    if not mf.converged:
+        raise RuntimeError(f"PySCF did not converge: {case}")
+    energy_s = perf_counter() - start
+    start = perf_counter()
+    gradient = mf.nuc_grad_method()
+    if case.xc != "hf":
+        gradient.grid_response = True
+    forces = -gradient.kernel()
+    forces_s = perf_counter() - start
+    return Calculation(
+        float(mf.e_tot), forces, int(mf.cycles), energy_s, forces_s, np.asarray(mf.make_rdm1())
+    )

@@ -1,0 +1,152 @@
+"""Charge distributions: every pair once, and the densities they stand for, at points in space."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from qchem.basis.evaluate import evaluate_ao
+from qchem.basis.layout import Basis
+from qchem.basis.library import Shell
+from qchem.basis.spherical import ncomponent
+from qchem.integrals.moments import packed_moment
+from qchem.integrals.pairs import (
+    auxiliary_distributions,
+    charge_distribution,
+    hermite_sign,
+    npair,
+    pair_distributions,
+    plan_pairs,
+)
+from qchem.integrals.two_electron import coulomb_4c
+from tests import oracle
+
+POSITIONS = jnp.asarray([[0.1, -0.2, 0.3], [0.9, 0.5, -0.4]])
+# A general contraction (one set of exponents, two columns), and shells of other depths.
+GENERAL = [Shell(0, (6.0, 1.2, 0.3), (0.3, 0.6, 0.2)), Shell(0, (6.0, 1.2, 0.3), (-0.1, -0.4, 1.0))]
+SHELLS = [
+    [*GENERAL, Shell(1, (1.5, 0.4), (0.5, 0.6)), Shell(2, (0.8,), (1.0,))],
+    [Shell(0, (0.7,), (1.0,)), Shell(1, (0.9,), (1.0,))],
+]
+RTOL = 1e-12  # of the largest value
+
+
+def basis(spherical=True):
+    return Basis.from_shells(SHELLS, spherical=spherical)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("spherical", [True, False])
+def test_every_pair_once(spherical, merge):
+    """Each AO pair belongs to one shell pair, whose rows hold each primitive pair once."""
+    of_basis = basis(spherical)
+    targets = np.zeros(npair(of_basis.nao), int)
+    for rows in plan_pairs(of_basis, merge):
+        assert rows.la >= rows.lb
+        assert rows.order >= rows.la + rows.lb
+        assert rows.index.shape[1] == ncomponent(rows.la, spherical) * ncomponent(rows.lb, spherical)
+        batches = [next(b for b in of_basis.batches if b.l == l) for l in (rows.la, rows.lb)]
+        for pair in {tuple(pair) for pair in rows.shell.T.tolist()}:
+            mine = (rows.shell == np.array(pair)[:, None]).all(0)
+            assert (rows.index[mine] == rows.index[mine][0]).all()
+            index = rows.index[mine][0]
+            np.add.at(targets, index[index < targets.size], 1)
+            held = rows.primitive[:, mine][:, rows.used[mine]].T.tolist()
+            depth = [np.count_nonzero(b.contraction[n]) for b, n in zip(batches, pair)]
+            assert sorted(held) == np.indices(depth).reshape(2, -1).T.tolist()
+    assert (targets == 1).all()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["spherical", "cartesian"])
+def computed(request):
+    """Distributions of AO pairs (merged and not) and of auxiliary shells."""
+    of_basis = basis(request.param)
+    plans = [plan_pairs(of_basis, merge) for merge in (True, False)]
+    make = oracle.jit(
+        lambda r: ([pair_distributions(of_basis, p, r) for p in plans],
+                   auxiliary_distributions(of_basis, r))
+    )  # fmt: skip
+    return of_basis, plans, *make(POSITIONS)
+
+
+def densities(lists, ntarget, points):
+    """The sum of all rows' functions for each target, at points."""
+    total = np.zeros((ntarget, len(points)))
+    for rows in lists:
+        for n, index in enumerate(np.asarray(rows.index)):
+            for function, target in enumerate(index):
+                density = oracle.density(rows, n, function, points)
+                if target < ntarget:
+                    total[target] += density
+                else:  # the other half of a shell's product with itself, or padding
+                    assert target == ntarget
+    return total
+
+
+def test_pairs_are_products_of_aos(computed):
+    of_basis, _, (merged, unmerged), _ = computed
+    points = np.random.default_rng(0).normal(size=(7, 3))
+    ao = np.asarray(evaluate_ao(of_basis, POSITIONS, jnp.asarray(points))[0])
+    i, j = np.tril_indices(of_basis.nao)
+    expected = (ao[:, i] * ao[:, j]).T
+    for lists in (merged, unmerged):
+        values = densities(lists, npair(of_basis.nao), points)
+        assert_allclose(values, expected, atol=RTOL * np.abs(expected).max())
+    assert len(merged) < len(unmerged)
+
+
+def test_auxiliary_shells_are_aos(computed):
+    of_basis, _, _, aux = computed
+    points = np.random.default_rng(1).normal(size=(7, 3))
+    expected = np.asarray(evaluate_ao(of_basis, POSITIONS, jnp.asarray(points))[0]).T
+    values = densities(aux, of_basis.nao, points)
+    assert_allclose(values, expected, atol=RTOL * np.abs(expected).max())
+
+
+def test_merged_lists_give_the_same_integrals(computed):
+    of_basis, _, (merged, unmerged), _ = computed
+    size = npair(of_basis.nao)
+
+    def integrals(pairs):
+        moments = [packed_moment(pairs, size, p, jnp.zeros(3)) for p in ((0, 0, 0), (1, 0, 1))]
+        return jnp.stack(moments), coulomb_4c(pairs, size)
+
+    first, second = (oracle.jit(integrals)(pairs) for pairs in (merged, unmerged))
+    for one, other in zip(first, second, strict=True):
+        assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+
+
+def test_padding_carries_no_charge(computed):
+    _, plans, (_, unmerged), _ = computed
+    unused = 0
+    for order, rows in enumerate(unmerged):  # one list per order, its classes in order of the plan
+        parts = [part for part in plans[1] if part.order == rows.order]
+        used = np.concatenate([np.pad(p.used, ((0, 0), (0, rows.width.shape[1] - p.used.shape[1])))
+                               for p in parts])  # fmt: skip
+        coefficient = np.moveaxis(np.asarray(rows.coefficient), 2, 1)
+        assert (coefficient[~used] == 0).all()
+        assert (np.abs(coefficient[used]).max(axis=(1, 2)) > 0).all()
+        unused += np.count_nonzero(~used)
+    assert unused > 0
+
+
+def test_solid_harmonics_need_their_top_degree_alone(monkeypatch):
+    monkeypatch.setattr("qchem.integrals.pairs._MERGED_NAUX", 0)
+    aux = auxiliary_distributions(basis(), POSITIONS)
+    assert [(rows.order, rows.lowest) for rows in aux] == [(0, 0), (1, 1), (2, 2)]
+    points = np.random.default_rng(1).normal(size=(4, 3))
+    expected = np.asarray(evaluate_ao(basis(), POSITIONS, jnp.asarray(points))[0]).T
+    assert_allclose(densities(aux, basis().nao, points), expected, atol=1e-12)
+
+
+def test_charges():
+    charges = charge_distribution(jnp.asarray([[2.0, -1.0]]), jnp.asarray([[0.5, 2.0]]), POSITIONS[:1])
+    points = np.random.default_rng(2).normal(size=(4, 3))
+    r2 = ((points - np.asarray(POSITIONS[0])) ** 2).sum(1)
+    gaussians = [(p / np.pi) ** 1.5 * np.exp(-p * r2) for p in (2.0, 0.5)]
+    assert_allclose(oracle.density(charges, 0, 0, points), 2 * gaussians[0] - gaussians[1])
+
+
+def test_signs():
+    assert hermite_sign(2, 0).tolist() == [1, -1, -1, -1, 1, 1, 1, 1, 1, 1]
+    assert hermite_sign(2, 2).tolist() == [1] * 6
