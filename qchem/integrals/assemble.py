@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.errors import InputError
 from qchem.integrals import moments, two_electron
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
+    attenuated,
     auxiliary_distributions,
     charge_distribution,
     npair,
@@ -20,10 +22,10 @@ from qchem.integrals.pairs import (
 )
 
 
-def _attenuation(omega: float) -> float:
+def _inverse_omega2(omega: float, positions: Float[Array, "natom 3"]) -> Float[Array, ""]:
     if omega < 0:
-        raise ValueError(f"omega must be positive, or 0 for the full operator; got {omega}")
-    return 1.0 / omega**2 if omega else 0.0
+        raise InputError(f"omega must be positive, or 0 for the full operator; got {omega}.")
+    return jnp.asarray(1.0 / omega**2 if omega else 0.0, positions.dtype)
 
 
 def overlap(basis: Basis, positions: Float[Array, "natom 3"]) -> Float[Array, "nao nao"]:
@@ -86,42 +88,45 @@ def nuclear_attraction(
         omega: erf(omega r)/r in place of 1/r where positive, bohr⁻¹.
     """
     charges = jnp.asarray(charges, positions.dtype)
-    return _attraction(basis, plan_pairs(basis), positions, charges, _attenuation(omega))
+    return _attraction(
+        basis, plan_pairs(basis), positions, charges, _inverse_omega2(omega, positions)
+    )
 
 
 @eqx.filter_jit
-def _attraction(basis, rows, positions, charges, attenuation):
-    pairs, size = pair_distributions(basis, rows, positions), npair(basis.nao)
+def _attraction(basis, rows, positions, charges, inverse_omega2):
+    pairs = attenuated(pair_distributions(basis, rows, positions), inverse_omega2)
     charges = -charges[:, None]
     nuclei = charge_distribution(charges, jnp.zeros_like(charges), positions)
-    return unpack(two_electron.potential(pairs, nuclei, size, attenuation), basis.nao)
+    (nuclei,) = attenuated((nuclei,), inverse_omega2)
+    return unpack(two_electron.potential(pairs, nuclei, npair(basis.nao)), basis.nao)
 
 
 def eri_2c(
     aux: Basis, positions: Float[Array, "natom 3"], *, omega: float = 0.0
 ) -> Float[Array, "naux naux"]:
     """(P|Q), hartree; `omega` as in `nuclear_attraction`."""
-    return _coulomb_2c(aux, positions, _attenuation(omega))
+    return _coulomb_2c(aux, positions, _inverse_omega2(omega, positions))
 
 
 @eqx.filter_jit
-def _coulomb_2c(aux, positions, attenuation):
-    rows = auxiliary_distributions(aux, positions)
-    return two_electron.coulomb_2c(rows, aux.nao, attenuation)
+def _coulomb_2c(aux, positions, inverse_omega2):
+    rows = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
+    return two_electron.coulomb_2c(rows, aux.nao)
 
 
 def eri_3c(
     basis: Basis, aux: Basis, positions: Float[Array, "natom 3"], *, omega: float = 0.0
 ) -> Float[Array, "npair naux"]:
     """(ab|P) for a >= b at a (a + 1)/2 + b, hartree; `omega` as in `nuclear_attraction`."""
-    return _coulomb_3c(basis, aux, plan_pairs(basis), positions, _attenuation(omega))
+    return _coulomb_3c(basis, aux, plan_pairs(basis), positions, _inverse_omega2(omega, positions))
 
 
 @eqx.filter_jit
-def _coulomb_3c(basis, aux, rows, positions, attenuation):
-    fitting = auxiliary_distributions(aux, positions)
-    pairs, size = pair_distributions(basis, rows, positions), npair(basis.nao)
-    return two_electron.coulomb_3c(pairs, fitting, size, aux.nao, attenuation)
+def _coulomb_3c(basis, aux, rows, positions, inverse_omega2):
+    fitting = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
+    pairs = attenuated(pair_distributions(basis, rows, positions), inverse_omega2)
+    return two_electron.coulomb_3c(pairs, fitting, npair(basis.nao), aux.nao)
 
 
 def eri(
@@ -131,10 +136,10 @@ def eri(
 
     For small molecules: the length is about nao⁴/8.
     """
-    return _coulomb_4c(basis, plan_pairs(basis), positions, _attenuation(omega))
+    return _coulomb_4c(basis, plan_pairs(basis), positions, _inverse_omega2(omega, positions))
 
 
 @eqx.filter_jit
-def _coulomb_4c(basis, rows, positions, attenuation):
-    pairs = pair_distributions(basis, rows, positions)
-    return two_electron.coulomb_4c(pairs, npair(basis.nao), attenuation)
+def _coulomb_4c(basis, rows, positions, inverse_omega2):
+    pairs = attenuated(pair_distributions(basis, rows, positions), inverse_omega2)
+    return two_electron.coulomb_4c(pairs, npair(basis.nao))

@@ -311,6 +311,20 @@ def charge_distribution(
     return Distribution(0, 0, widths, center, charges[:, None, :, None], index)
 
 
+def attenuated(
+    lists: tuple[Distribution, ...], inverse_omega2: Float[Array, ""]
+) -> tuple[Distribution, ...]:
+    """The charges to use on both sides for erf(omega r)/r in place of 1/r.
+
+    The operator between two Gaussian charges is the full one between wider charges: 1/alpha grows
+    by 1/omega², half of it on each side. `inverse_omega2` is 1/omega², bohr²; 0 is no change.
+    """
+    return tuple(
+        eqx.tree_at(lambda rows: rows.width, rows, rows.width + 0.5 * inverse_omega2)
+        for rows in lists
+    )
+
+
 def hermite_sign(order: int, lowest: int) -> np.ndarray:
     """(-1)^(t+u+v): a derivative on the second charge is minus one on the separation."""
     return (-1.0) ** hermite_powers(order, lowest).sum(1)

@@ -14,16 +14,16 @@ from qchem.chunking import chunked_sum
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
 from qchem.integrals.pairs import Distribution, hermite_sign
 
-_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 25}  # R held at once; CPU: its cache
+_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
 
 
 def interaction(
-    bra: Distribution, ket: Distribution, attenuation: float = 0.0
+    bra: Distribution, ket: Distribution
 ) -> Float[Array, "nbra nfunction_bra nfunction_ket nket"]:
     """Coulomb integrals (f|g) between all rows of two lists, in one piece.
 
     (f|g) = sum_pq E_f[p] R_{p+q}(alpha, P - Q) E_g[q] (-1)^|q|, (9.9.33) of Helgaker, Jørgensen &
-    Olsen (2000), with 1/alpha = 1/p + 1/q + 1/omega^2.
+    Olsen (2000), with 1/alpha = 1/p + 1/q.
 
     A change of a distribution's center, width or coefficients is again a distribution of the same
     widths and centers, of higher order; so the derivative is d(f|g) = (df|g) + (f|dg), with the
@@ -31,30 +31,33 @@ def interaction(
 
     Args:
         bra, ket: The lists; the ket should be the one of lower order.
-        attenuation: 1/omega² of erf(omega r)/r, bohr²; 0 is the full Coulomb operator.
 
     Returns:
         Integrals, hartree; the ket's rows are the minor axis.
     """
+    return _interaction(*_operands(bra, ket))
+
+
+def _operands(bra, ket):
     sides = (bra.order, bra.lowest), (ket.order, ket.lowest)
-    arrays = [(side.width, side.center, side.coefficient) for side in (bra, ket)]
-    return _interaction(sides, attenuation, *arrays[0], *arrays[1])
+    first = bra.width, bra.center, bra.coefficient
+    return sides, *first, ket.width, ket.center, ket.coefficient
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _interaction(sides, attenuation, width, center, coefficient, ket_width, ket_center, ket):
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _interaction(sides, width, center, coefficient, ket_width, ket_center, ket):
     order = sides[0][0] + sides[1][0]
-    r = _separated(order, attenuation, width, center, ket_width, ket_center)
+    r = _separated(order, width, center, ket_width, ket_center)
     return _contract(r, *sides, coefficient, ket)
 
 
-def _interaction_jvp(sides, attenuation, primals, tangents):
+def _interaction_jvp(sides, primals, tangents):
     (width, center, bra), (ket_width, ket_center, ket) = primals[:3], primals[3:]
     dbra, bra_side = _perturbed(sides[0], bra, *tangents[:3])
     dket, ket_side = _perturbed(sides[1], ket, *tangents[3:])
     plain = sides[0][0] + sides[1][0]
     order = max(plain, bra_side[0] + sides[1][0], sides[0][0] + ket_side[0])
-    r = _separated(order, attenuation, width, center, ket_width, ket_center)
+    r = _separated(order, width, center, ket_width, ket_center)
     value = _contract(r, *sides, bra, ket)
     tangent = jnp.zeros_like(value)
     if dbra is not None:
@@ -67,9 +70,9 @@ def _interaction_jvp(sides, attenuation, primals, tangents):
 _interaction.defjvp(_interaction_jvp, symbolic_zeros=True)
 
 
-def _separated(order, attenuation, width, center, ket_width, ket_center):
+def _separated(order, width, center, ket_width, ket_center):
     """R of the bra's primitives against all of the ket's: nbra, nprim, nhermite, (mprim nket)."""
-    ket_width = ket_width.T + attenuation
+    ket_width = ket_width.T
     ket_center = jnp.transpose(ket_center, (2, 1, 0))
 
     def one(s, p):
@@ -124,20 +127,20 @@ def _signed(ket, ket_side):
     return jnp.transpose(ket * sign[None, None, None, :], (3, 1, 2, 0))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _weighted(sides, attenuation, width, center, bra, ket_width, ket_center, ket, weight):
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _weighted(sides, width, center, bra, ket_width, ket_center, ket, weight):
     """sum of weight (f|g): what energies need. Its derivative needs no integral derivatives."""
     arrays = (width, center, bra, ket_width, ket_center, ket)
-    return jnp.vdot(weight, _interaction(sides, attenuation, *arrays))
+    return jnp.vdot(weight, _interaction(sides, *arrays))
 
 
-def _weighted_jvp(sides, attenuation, primals, tangents):
+def _weighted_jvp(sides, primals, tangents):
     width, center, bra, ket_width, ket_center, ket, weight = primals
     dbra, bra_side = _perturbed(sides[0], bra, *tangents[:3])
     dket, ket_side = _perturbed(sides[1], ket, *tangents[3:6])
     dweight = tangents[6]
     order = max(sides[0][0] + sides[1][0], bra_side[0] + sides[1][0], sides[0][0] + ket_side[0])
-    r = _separated(order, attenuation, width, center, ket_width, ket_center)
+    r = _separated(order, width, center, ket_width, ket_center)
     value = None
     tangent = jnp.zeros((), bra.dtype)
     if not isinstance(dweight, SymbolicZero):
@@ -252,7 +255,6 @@ def potential(
     pairs: tuple[Distribution, ...],
     charges: Distribution,
     npair: int,
-    attenuation: float = 0.0,
 ) -> Float[Array, npair]:
     """Interaction of every AO pair with the sum of all charges; hartree, signed as the charges."""
     total = jnp.zeros(npair, charges.coefficient.dtype)
@@ -262,7 +264,7 @@ def potential(
 
         @jax.checkpoint
         def of_block(block):
-            return jnp.sum(interaction(block, charges, attenuation), axis=(2, 3))
+            return jnp.sum(interaction(block, charges), axis=(2, 3))
 
         values = jax.lax.map(of_block, blocks)
         total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
@@ -274,7 +276,6 @@ def coulomb_3c(
     aux: tuple[Distribution, ...],
     npair: int,
     naux: int,
-    attenuation: float = 0.0,
 ) -> Float[Array, "npair naux"]:
     """(ab|P) for packed pairs."""
     columns = []
@@ -287,7 +288,7 @@ def coulomb_3c(
 
             @jax.checkpoint
             def of_block(block, ket=ket):
-                return interaction(block, ket, attenuation).reshape(-1, ket.index.size)
+                return interaction(block, ket).reshape(-1, ket.index.size)
 
             values = jax.lax.map(of_block, blocks)
             total = total.at[blocks.index.ravel()].add(values.reshape(-1, width), mode="drop")
@@ -295,9 +296,7 @@ def coulomb_3c(
     return jnp.concatenate(columns, axis=1)[:, _auxiliary_columns(aux, naux)]
 
 
-def coulomb_2c(
-    aux: tuple[Distribution, ...], naux: int, attenuation: float = 0.0
-) -> Float[Array, "naux naux"]:
+def coulomb_2c(aux: tuple[Distribution, ...], naux: int) -> Float[Array, "naux naux"]:
     """(P|Q)."""
     block = {}
     for i, bra in enumerate(aux):
@@ -307,7 +306,7 @@ def coulomb_2c(
 
             @jax.checkpoint
             def of_block(rows, ket=ket):
-                return interaction(rows, ket, attenuation)
+                return interaction(rows, ket)
 
             values = jax.lax.map(of_block, blocks)
             nrow, nfunction = bra.index.shape
@@ -340,18 +339,18 @@ def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
 
 
 def coulomb_4c(
-    pairs: tuple[Distribution, ...], npair: int, attenuation: float = 0.0
+    pairs: tuple[Distribution, ...], npair: int
 ) -> Float[Array, npair * (npair + 1) // 2]:
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
     size = npair * (npair + 1) // 2
     total = jnp.zeros(size, pairs[0].coefficient.dtype)
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = _add_class(total, bra, ket, npair, attenuation)
+            total = _add_class(total, bra, ket, npair)
     return total
 
 
-def _add_class(total, bra, ket, npair, attenuation):
+def _add_class(total, bra, ket, npair):
     """Adds one class; within one list, rows i >= j alone."""
     same = bra is ket
     nbra, nket = _tiles(bra, ket)
@@ -365,7 +364,7 @@ def _add_class(total, bra, ket, npair, attenuation):
     def tile(i, j):
         block_bra = jax.tree.map(lambda x: x[i], bras)
         block_ket = jax.tree.map(lambda x: x[j], kets)
-        values = interaction(block_bra, block_ket, attenuation)
+        values = interaction(block_bra, block_ket)
         f = block_bra.index[:, :, None, None]
         g = block_ket.index.T[None, None]
         high, low = jnp.maximum(f, g), jnp.minimum(f, g)
@@ -389,7 +388,6 @@ def potential_energy(
     pairs: tuple[Distribution, ...],
     charges: Distribution,
     dm: Float[Array, "nao nao"],
-    attenuation: float = 0.0,
 ) -> Float[Array, ""]:
     """Energy of the density in the potential of charges: sum_ab D_ab times `potential`."""
     density = _packed_density(dm)
@@ -403,7 +401,7 @@ def potential_energy(
             weight = jnp.broadcast_to(
                 weight[:, :, None, None], (*weight.shape, 1, charges.width.shape[0])
             )
-            return weighted_sum(block, charges, weight, attenuation)
+            return weighted_sum(block, charges, weight)
 
         blocks = _blocks(bra, size, density.size)
         total = total + chunked_sum(of_block, (density, charges), blocks)
@@ -414,19 +412,15 @@ def weighted_sum(
     bra: Distribution,
     ket: Distribution,
     weight: Float[Array, "nbra nfunction_bra nfunction_ket nket"],
-    attenuation: float = 0.0,
 ) -> Float[Array, ""]:
     """Sum of weight times `interaction`, with cheap derivatives; hartree."""
-    sides = (bra.order, bra.lowest), (ket.order, ket.lowest)
-    arrays = [(side.width, side.center, side.coefficient) for side in (bra, ket)]
-    return _weighted(sides, attenuation, *arrays[0], *arrays[1], weight)
+    return _weighted(*_operands(bra, ket), weight)
 
 
 def weighted_3c(
     pairs: tuple[Distribution, ...],
     aux: tuple[Distribution, ...],
     weight: Float[Array, "npair naux"],
-    attenuation: float = 0.0,
 ) -> Float[Array, ""]:
     """Sum of weight times `coulomb_3c`."""
     total = jnp.zeros((), weight.dtype)
@@ -439,7 +433,7 @@ def weighted_3c(
                 columns, ket = shared
                 chosen = columns.at[block.index].get(mode="fill", fill_value=0.0)
                 chosen = chosen.reshape(*block.index.shape, *shape)
-                return weighted_sum(block, ket, chosen, attenuation)
+                return weighted_sum(block, ket, chosen)
 
             blocks = _blocks(bra, size, weight.shape[0])
             total = total + chunked_sum(of_block, (columns, ket), blocks)
@@ -447,7 +441,7 @@ def weighted_3c(
 
 
 def weighted_2c(
-    aux: tuple[Distribution, ...], weight: Float[Array, "naux naux"], attenuation: float = 0.0
+    aux: tuple[Distribution, ...], weight: Float[Array, "naux naux"]
 ) -> Float[Array, ""]:
     """Sum of a symmetric weight times `coulomb_2c`."""
     total = jnp.zeros((), weight.dtype)
@@ -460,7 +454,7 @@ def weighted_2c(
                 part, ket = shared
                 at = block.index[:, :, None, None], ket.index.T[None, None]
                 chosen = part.at[at].get(mode="fill", fill_value=0.0)
-                return weighted_sum(block, ket, chosen, attenuation)
+                return weighted_sum(block, ket, chosen)
 
             blocks = _blocks(bra, size, weight.shape[0])
             total = total + chunked_sum(of_block, (part, ket), blocks)
@@ -478,7 +472,6 @@ def coulomb_energy(
     dm: Float[Array, "nspin nao nao"],
     coulomb: float,
     exchange: float,
-    attenuation: float = 0.0,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy of `dm`; integrals are made in tiles, never stored.
 
@@ -488,7 +481,6 @@ def coulomb_energy(
         pairs: Distributions of the AO pairs.
         dm: Symmetric density matrices.
         coulomb, exchange: Weights of the two terms.
-        attenuation: As in `interaction`.
 
     Returns:
         coulomb/2 sum D_ab D_cd (ab|cd) - exchange/2 sum_s sum D^s_ac D^s_bd (ab|cd), hartree, with
@@ -497,11 +489,11 @@ def coulomb_energy(
     total = jnp.zeros((), dm.dtype)
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = total + _class_energy(bra, ket, dm, coulomb, exchange, attenuation)
+            total = total + _class_energy(bra, ket, dm, coulomb, exchange)
     return total
 
 
-def _class_energy(bra, ket, dm, coulomb, exchange, attenuation):
+def _class_energy(bra, ket, dm, coulomb, exchange):
     same = bra is ket
     nao = dm.shape[-1]
     size = nao * (nao + 1) // 2
@@ -513,11 +505,11 @@ def _class_energy(bra, ket, dm, coulomb, exchange, attenuation):
         ket, start = scanned
         gamma = _pair_density(dm, bra.index, ket.index.T, coulomb, exchange)
         if not same:
-            return weighted_sum(bra, ket, 2.0 * gamma, attenuation)
+            return weighted_sum(bra, ket, 2.0 * gamma)
         row = (first + jnp.arange(nbra, dtype=first.dtype))[:, None, None, None]
         column = (start + jnp.arange(nket, dtype=start.dtype))[None, None, None]
         times = jnp.where(row > column, 2, (row == column).astype(jnp.int32))
-        return weighted_sum(bra, ket, gamma * times.astype(dm.dtype), attenuation)
+        return weighted_sum(bra, ket, gamma * times.astype(dm.dtype))
 
     def wanted_tile(shared, scanned):
         if not same:
