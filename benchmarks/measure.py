@@ -42,7 +42,7 @@ def configure_jax() -> None:
 def measure(function: Callable, *args: Any, repeats: int = 5) -> tuple[Any, Measurement]:
     """Value and cost of a traceable function: compiled, called once to warm up, then repeated."""
     start = perf_counter()
-    compiled = eqx.filter_jit(function).lower(*args).compile()
+    compiled = eqx.filter_jit(lambda *args: function(*args)).lower(*args).compile()
     compile_s = perf_counter() - start
     value = jax.block_until_ready(compiled(*args))
     seconds = [stopwatch(compiled, *args)[1] for _ in range(repeats)]

@@ -39,9 +39,7 @@ class Report:
         self._run["rows"].append({key: _rounded(value) for key, value in values.items()})
         if not self._widths:
             columns = [key for key in self.columns or values if key in values]
-            self._widths = {
-                key: max(len(key), len(_cell(key, values[key])), 8) for key in columns
-            }
+            self._widths = {key: max(len(key), len(_cell(key, values[key])), 8) for key in columns}
             print("  ".join(key.rjust(width) for key, width in self._widths.items()))
         cells = (_cell(key, values.get(key)).rjust(n) for key, n in self._widths.items())
         print("  ".join(cells), flush=True)
@@ -54,13 +52,14 @@ class Report:
 
 
 def environment() -> dict[str, Any]:
-    """Command, commit, date, hardware, threads and versions."""
+    """Command, commit, date, hardware, threads, versions, and how busy the machine was before."""
     return {
         "command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(),
         "threads": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
         "versions": versions() | {"pyscf": _version("pyscf")},
     }
 

@@ -321,7 +321,7 @@ def _energies() -> list[Task]:
         for builder in ("exact", "df")
         for closed in (True, False)
     }
-    return [partial(_energies_of, cases, name) for name, cases in groups.items()]
+    return [partial(_energies_of, cases, name) for name, cases in groups.items() if cases]
 
 
 def _energies_of(cases: list[dict], name: str) -> list[Check]:

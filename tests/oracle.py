@@ -3,6 +3,8 @@
 Helgaker, Jørgensen & Olsen, Molecular Electronic-Structure Theory (2000).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import partial
 
@@ -13,6 +15,19 @@ from numpy.polynomial.hermite import hermval
 
 # Compilation, not running, is what tests of programs that run once would spend their time on.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+_compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: _compiled.append(event)
+)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The programs compiled inside, known when the context ends."""
+    start, seen = len(_compiled), []
+    yield seen
+    seen += [event for event in _compiled[start:] if event.endswith("backend_compile_duration")]
 
 
 def boys(m: int, t: float) -> float:

@@ -101,7 +101,9 @@ def test_kinetic_energy_is_that_of_quadrature(computed):
                 bra = xa**i * np.exp(-A[n] * xa**2) * step / factor[axis]
                 for j in range(LB + 1):
                     gauss = np.exp(-B[n] * xb**2)
-                    second = (4 * B[n] ** 2 * xb ** (j + 2) - 2 * B[n] * (2 * j + 1) * xb**j) * gauss
+                    second = (
+                        4 * B[n] ** 2 * xb ** (j + 2) - 2 * B[n] * (2 * j + 1) * xb**j
+                    ) * gauss
                     if j > 1:
                         second = second + j * (j - 1) * xb ** (j - 2) * gauss
                     overlaps[axis, i, j] = bra @ (xb**j * gauss)

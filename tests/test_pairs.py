@@ -28,6 +28,7 @@ SHELLS = [
     [*GENERAL, Shell(1, (1.5, 0.4), (0.5, 0.6)), Shell(2, (0.8,), (1.0,))],
     [Shell(0, (0.7,), (1.0,)), Shell(1, (0.9,), (1.0,))],
 ]
+POINTS = np.random.default_rng(0).normal(size=(7, 3))
 RTOL = 1e-12  # of the largest value
 
 
@@ -44,7 +45,9 @@ def test_every_pair_once(spherical, merge):
     for rows in plan_pairs(of_basis, merge):
         assert rows.la >= rows.lb
         assert rows.order >= rows.la + rows.lb
-        assert rows.index.shape[1] == ncomponent(rows.la, spherical) * ncomponent(rows.lb, spherical)
+        assert rows.index.shape[1] == ncomponent(rows.la, spherical) * ncomponent(
+            rows.lb, spherical
+        )
         batches = [next(b for b in of_basis.batches if b.l == l) for l in (rows.la, rows.lb)]
         for pair in {tuple(pair) for pair in rows.shell.T.tolist()}:
             mine = (rows.shell == np.array(pair)[:, None]).all(0)
@@ -63,9 +66,12 @@ def computed(request):
     of_basis = basis(request.param)
     plans = [plan_pairs(of_basis, merge) for merge in (True, False)]
     make = oracle.jit(
-        lambda r: ([pair_distributions(of_basis, p, r) for p in plans],
-                   auxiliary_distributions(of_basis, r))
-    )  # fmt: skip
+        lambda r: (
+            [pair_distributions(of_basis, p, r) for p in plans],
+            auxiliary_distributions(of_basis, r),
+            evaluate_ao(of_basis, r, jnp.asarray(POINTS))[0],
+        )
+    )
     return of_basis, plans, *make(POSITIONS)
 
 
@@ -84,42 +90,42 @@ def densities(lists, ntarget, points):
 
 
 def test_pairs_are_products_of_aos(computed):
-    of_basis, _, (merged, unmerged), _ = computed
-    points = np.random.default_rng(0).normal(size=(7, 3))
-    ao = np.asarray(evaluate_ao(of_basis, POSITIONS, jnp.asarray(points))[0])
+    of_basis, _, (merged, unmerged), _, ao = computed
+    ao = np.asarray(ao)
     i, j = np.tril_indices(of_basis.nao)
     expected = (ao[:, i] * ao[:, j]).T
     for lists in (merged, unmerged):
-        values = densities(lists, npair(of_basis.nao), points)
+        values = densities(lists, npair(of_basis.nao), POINTS)
         assert_allclose(values, expected, atol=RTOL * np.abs(expected).max())
     assert len(merged) < len(unmerged)
 
 
 def test_auxiliary_shells_are_aos(computed):
-    of_basis, _, _, aux = computed
-    points = np.random.default_rng(1).normal(size=(7, 3))
-    expected = np.asarray(evaluate_ao(of_basis, POSITIONS, jnp.asarray(points))[0]).T
-    values = densities(aux, of_basis.nao, points)
+    of_basis, _, _, aux, ao = computed
+    expected = np.asarray(ao).T
+    values = densities(aux, of_basis.nao, POINTS)
     assert_allclose(values, expected, atol=RTOL * np.abs(expected).max())
 
 
-def test_merged_lists_give_the_same_integrals(computed):
-    of_basis, _, (merged, unmerged), _ = computed
+def test_merged_lists_give_the_same_integrals():
+    of_basis = Basis.from_shells([SHELLS[0][1:3], SHELLS[1]])  # s and p: orders 0, 1 and 2
     size = npair(of_basis.nao)
 
-    def integrals(pairs):
+    def integrals(positions, merge):
+        pairs = pair_distributions(of_basis, plan_pairs(of_basis, merge), positions)
         moments = [packed_moment(pairs, size, p, jnp.zeros(3)) for p in ((0, 0, 0), (1, 0, 1))]
-        return jnp.stack(moments), coulomb_4c(pairs, size)
+        return len(pairs), jnp.stack(moments), coulomb_4c(pairs, size)
 
-    first, second = (oracle.jit(integrals)(pairs) for pairs in (merged, unmerged))
-    for one, other in zip(first, second, strict=True):
+    both = oracle.jit(lambda r: [integrals(r, merge) for merge in (True, False)])(POSITIONS)
+    assert [length for length, *_ in both] == [2, 3]
+    for one, other in zip(both[0][1:], both[1][1:], strict=True):
         assert_allclose(one, other, atol=RTOL * np.abs(other).max())
 
 
 def test_padding_carries_no_charge(computed):
-    _, plans, (_, unmerged), _ = computed
+    _, plans, (_, unmerged), _, _ = computed
     unused = 0
-    for order, rows in enumerate(unmerged):  # one list per order, its classes in order of the plan
+    for rows in unmerged:  # one list per order, its classes in order of the plan
         parts = [part for part in plans[1] if part.order == rows.order]
         used = np.concatenate([np.pad(p.used, ((0, 0), (0, rows.width.shape[1] - p.used.shape[1])))
                                for p in parts])  # fmt: skip
@@ -131,20 +137,21 @@ def test_padding_carries_no_charge(computed):
 
 
 def test_solid_harmonics_need_their_top_degree_alone(monkeypatch):
+    """In lists that are not merged, as of a large auxiliary basis."""
     monkeypatch.setattr("qchem.integrals.pairs._MERGED_NAUX", 0)
-    aux = auxiliary_distributions(basis(), POSITIONS)
+    make = lambda r: (auxiliary_distributions(basis(), r),  # noqa: E731
+                      evaluate_ao(basis(), r, jnp.asarray(POINTS))[0])  # fmt: skip
+    aux, ao = oracle.jit(make)(POSITIONS)
     assert [(rows.order, rows.lowest) for rows in aux] == [(0, 0), (1, 1), (2, 2)]
-    points = np.random.default_rng(1).normal(size=(4, 3))
-    expected = np.asarray(evaluate_ao(basis(), POSITIONS, jnp.asarray(points))[0]).T
-    assert_allclose(densities(aux, basis().nao, points), expected, atol=1e-12)
+    assert_allclose(densities(aux, basis().nao, POINTS), np.asarray(ao).T, atol=1e-12)
 
 
 def test_charges():
-    charges = charge_distribution(jnp.asarray([[2.0, -1.0]]), jnp.asarray([[0.5, 2.0]]), POSITIONS[:1])
-    points = np.random.default_rng(2).normal(size=(4, 3))
-    r2 = ((points - np.asarray(POSITIONS[0])) ** 2).sum(1)
+    charges, widths = jnp.asarray([[2.0, -1.0]]), jnp.asarray([[0.5, 2.0]])
+    rows = charge_distribution(charges, widths, POSITIONS[:1])
+    r2 = ((POINTS - np.asarray(POSITIONS[0])) ** 2).sum(1)
     gaussians = [(p / np.pi) ** 1.5 * np.exp(-p * r2) for p in (2.0, 0.5)]
-    assert_allclose(oracle.density(charges, 0, 0, points), 2 * gaussians[0] - gaussians[1])
+    assert_allclose(oracle.density(rows, 0, 0, POINTS), 2 * gaussians[0] - gaussians[1])
 
 
 def test_signs():

@@ -11,10 +11,12 @@ from numpy.testing import assert_allclose
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
+from qchem.integrals import two_electron
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
     Distribution,
+    attenuated,
     auxiliary_distributions,
     charge_distribution,
     npair,
@@ -36,7 +38,7 @@ from qchem.integrals.two_electron import (
 from tests import oracle
 
 RTOL = 1e-12
-STEP = 1e-2
+STEP = 3e-3
 SLOPE_RTOL = 1e-7  # of the stencil: its error is of fourth order in the step
 
 POSITIONS = jnp.asarray([[0.1, -0.2, 0.3], [0.9, 0.5, -0.4]])
@@ -46,7 +48,12 @@ BASIS = Basis.from_shells(
         [Shell(0, (0.7,), (1.0,))],
     ]
 )
-AUX = Basis.from_shells([[Shell(0, (1.1,), (1.0,)), Shell(1, (0.6,), (1.0,))], [Shell(2, (0.9,), (1.0,))]])
+AUX = Basis.from_shells(
+    [[Shell(0, (1.1,), (1.0,)), Shell(1, (0.6,), (1.0,))], [Shell(2, (0.9,), (1.0,))]]
+)
+SMALL = Basis.from_shells(
+    [[Shell(0, (1.2, 0.3), (0.6, 0.5)), Shell(0, (0.2,), (1.0,))], [Shell(0, (0.7,), (1.0,))]]
+)
 PLAN = plan_pairs(BASIS)
 NAO, NPAIR = BASIS.nao, npair(BASIS.nao)
 
@@ -80,15 +87,16 @@ FIELDS = {
 
 
 def test_interaction_of_two_gaussians():
-    """Charges 2 and 3 of widths s and s': 6 erf(r / sqrt(s + s' + 1/omega^2)) / r."""
+    """Charges 2 and 3 of widths s and s': 6 erf(r / sqrt(s + s' + 1/omega²)) / r."""
     one, two = (
         charge_distribution(jnp.full((1, 1), q), jnp.full((1, 1), s), POSITIONS[n][None])
         for n, (q, s) in enumerate([(2.0, 0.4), (3.0, 0.0)])
     )
     r = float(jnp.linalg.norm(POSITIONS[0] - POSITIONS[1]))
-    for attenuation in (0.0, 1.7):
-        expected = 6 * erf(r / np.sqrt(0.4 + attenuation)) / r
-        assert_allclose(interaction(one, two, attenuation), np.full((1,) * 4, expected), rtol=RTOL)
+    for inverse_omega2 in (0.0, 1.7):
+        expected = 6 * erf(r / np.sqrt(0.4 + inverse_omega2)) / r
+        rows = attenuated((one, two), jnp.asarray(inverse_omega2))
+        assert_allclose(interaction(*rows), np.full((1,) * 4, expected), rtol=RTOL)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,7 @@ def along():
     weight = oracle.random_like(np.zeros((3, 2, 3, 2)), 5)
 
     def functions(bra, ket, weight):
-        return interaction(bra, ket, 0.2), weighted_sum(bra, ket, weight, 0.2)
+        return interaction(bra, ket), weighted_sum(bra, ket, weight)
 
     @oracle.jit
     def measure(arguments, direction):
@@ -141,10 +149,10 @@ def test_weighted_sum_is_the_sum_and_has_its_gradients():
         return Distribution(d.order, d.lowest, *arrays, d.index)
 
     def plain(weight, bra, ket):
-        return jnp.vdot(weight, interaction(rebuilt(BRA, bra), rebuilt(KET, ket), 0.2))
+        return jnp.vdot(weight, interaction(rebuilt(BRA, bra), rebuilt(KET, ket)))
 
     def quick(weight, bra, ket):
-        return weighted_sum(rebuilt(BRA, bra), rebuilt(KET, ket), weight, 0.2)
+        return weighted_sum(rebuilt(BRA, bra), rebuilt(KET, ket), weight)
 
     arguments = weight, arrays(BRA), arrays(KET)
     direction = oracle.random_like(arguments, 7)
@@ -164,7 +172,7 @@ def test_weighted_sum_is_the_sum_and_has_its_gradients():
 
 def dense(packed):
     """(ab|cd) as a four-index array."""
-    return unpack(jnp.swapaxes(unpack(unpack(packed, NPAIR), NAO), 0, 1), NAO)
+    return unpack(jnp.moveaxis(unpack(unpack(packed, NPAIR), NAO), 0, -1), NAO)
 
 
 def packed_energy(positions, dm, coulomb, exchange):
@@ -174,32 +182,55 @@ def packed_energy(positions, dm, coulomb, exchange):
     return energy - 0.5 * exchange * jnp.einsum("sac,sbd,abcd", dm, dm, eri)
 
 
+def direct_energy(positions, dm, coulomb, exchange, basis=BASIS):
+    rows = pair_distributions(basis, plan_pairs(basis), positions)
+    return coulomb_energy(rows, dm, coulomb, exchange)
+
+
+def symmetric(x):
+    return 0.5 * (x + jnp.swapaxes(x, 1, 2))
+
+
+def assert_same(measured, expected):
+    for one, other in zip(*map(jax.tree.leaves, (measured, expected)), strict=True):
+        assert np.abs(other).max() > 1e-2
+        assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+
+
 def test_coulomb_energy_is_that_of_the_integrals():
-    """Value, forces, Fock matrix, and their change along a direction (forward over reverse)."""
-    dm = oracle.random_like(np.zeros((2, NAO, NAO)), 2)
-    dm = dm + jnp.swapaxes(dm, 1, 2)
+    """Value, forces and Fock matrix."""
+    dm = symmetric(oracle.random_like(np.zeros((2, NAO, NAO)), 2))
 
-    def direct(positions, dm, coulomb, exchange):
-        return coulomb_energy(pairs(positions), dm, coulomb, exchange)
+    def derivatives(f, positions, dm):
+        energy = lambda r, d: f(r, symmetric(d), 0.7, 0.3)  # noqa: E731
+        return jax.value_and_grad(energy, argnums=(0, 1))(positions, dm)
 
-    def symmetric(x):
-        return 0.5 * (x + jnp.swapaxes(x, 1, 2))
+    expected, measured = oracle.jit(
+        lambda *x: [derivatives(f, *x) for f in (packed_energy, direct_energy)]
+    )(POSITIONS, dm)
+    assert_same(measured, expected)
 
+
+def test_forward_over_reverse():
+    """The change of forces and Fock matrix along a direction, by differences."""
+    dm = symmetric(oracle.random_like(np.zeros((1, 3, 3)), 2))
     arguments = POSITIONS, dm
     direction = oracle.random_like(POSITIONS, 3), symmetric(oracle.random_like(dm, 4))
 
+    def moved(t):
+        moved = [x + t * d for x, d in zip(arguments, direction)]
+        energy = lambda r, d: direct_energy(r, symmetric(d), 1.0, 0.5, SMALL)  # noqa: E731
+        return jax.grad(energy, argnums=(0, 1))(*moved)
+
     @oracle.jit
-    def everything(arguments, direction):
-        def derivatives(f):
-            energy = lambda r, d: f(r, symmetric(d), 0.7, 0.3)  # noqa: E731
-            return jax.jvp(jax.value_and_grad(energy, argnums=(0, 1)), arguments, direction)
+    def compute(steps):
+        return jax.lax.map(moved, steps), jax.jvp(moved, (jnp.zeros(()),), (jnp.ones(()),))[1]
 
-        return [derivatives(f) for f in (packed_energy, direct)]
-
-    expected, measured = (jax.tree.leaves(x) for x in everything(arguments, direction))
-    for one, other in zip(measured, expected, strict=True):
-        assert np.abs(other).max() > 1e-2
-        assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+    values, tangents = compute(STEP * jnp.asarray([-2.0, -1.0, 1.0, 2.0]))
+    for value, tangent in zip(values, tangents, strict=True):
+        expected = oracle.slope(value, STEP)
+        assert np.abs(expected).max() > 1e-2
+        assert_allclose(tangent, expected, atol=SLOPE_RTOL * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +247,13 @@ def fitting():
     @oracle.jit
     def compute(positions):
         rows, aux = pairs(positions), auxiliary_distributions(AUX, positions)
-        integrals = [
-            (coulomb_3c(rows, aux, NPAIR, AUX.nao, s), coulomb_2c(aux, AUX.nao, s),
-             potential(rows, charges, NPAIR, s)) for s in (0.0, 1e-12)
-        ]  # fmt: skip
+        integrals = []
+        for inverse_omega2 in (0.0, 1e-12):
+            lists = (rows, aux, (charges,))
+            lists = [attenuated(x, jnp.asarray(inverse_omega2)) for x in lists]
+            three = coulomb_3c(lists[0], lists[1], NPAIR, AUX.nao)
+            two = coulomb_2c(lists[1], AUX.nao)
+            integrals.append((three, two, potential(lists[0], lists[2][0], NPAIR)))
         sums = (
             weighted_3c(rows, aux, w3),
             weighted_2c(aux, w2),
@@ -243,12 +277,11 @@ def test_a_steep_attenuated_operator_is_the_full_one(fitting):
 
 
 def test_tiles_do_not_change_the_integrals(monkeypatch):
-    compute = lambda r: (coulomb_4c(pairs(r), NPAIR),  # noqa: E731
-                         coulomb_energy(pairs(r), jnp.ones((1, NAO, NAO)), 1.0, 1.0))  # fmt: skip
-    whole = oracle.jit(compute)(POSITIONS)
-    monkeypatch.setitem(
-        __import__("qchem.integrals.two_electron", fromlist=["x"])._TILE_BYTES, "cpu", 1000
-    )
-    tiled = oracle.jit(lambda r: compute(r))(POSITIONS)
-    for one, other in zip(tiled, whole, strict=True):
-        assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+    def compute():
+        rows = pair_distributions(SMALL, plan_pairs(SMALL), POSITIONS)
+        return oracle.jit(lambda rows: coulomb_4c(rows, npair(SMALL.nao)))(rows)
+
+    monkeypatch.setattr(two_electron, "_TILE_BYTES", {})
+    whole = compute()
+    monkeypatch.setattr(two_electron, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu", "tpu"), 500))
+    assert_allclose(compute(), whole, atol=RTOL * np.abs(whole).max())

@@ -101,8 +101,7 @@ def _shell_pairs(na, nb, same):
 
 def _rows_of_class(basis, a, b, first, second, order):
     width = _NPRIM.get(order, 1)
-    depth_a = np.count_nonzero(a.contraction, axis=1)
-    depth_b = np.count_nonzero(b.contraction, axis=1)
+    depth_a, depth_b = _depth(a.contraction), _depth(b.contraction)
     depth = depth_a[first] * depth_b[second]
     parts = -(-depth // width)
     pair = np.repeat(np.arange(first.size), parts)
@@ -115,6 +114,14 @@ def _rows_of_class(basis, a, b, first, second, order):
     shell = np.stack([first[pair], second[pair]]).astype(np.int32)
     index = _pair_index(basis, a, b, first, second)[pair]
     return PairRows(a.l, b.l, order, shell, primitive, used, index)
+
+
+def _depth(contraction):
+    """Number of primitives of each shell but for padding at the end; all where it is traced."""
+    nshell, nprim = contraction.shape
+    if isinstance(contraction, jax.core.Tracer):
+        return np.full(nshell, nprim)
+    return nprim - np.argmax(np.asarray(contraction)[:, ::-1] != 0, axis=1)
 
 
 def _pair_index(basis, a, b, first, second):

@@ -29,7 +29,7 @@ from qchem.xc.quadrature import GridXC
 
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc")  # parts of the total
 TwoElectron = Literal["exact", "df"]
-STORED_BYTES = 1 << 30  # of exact integrals, and of AO values, kept for all cycles
+STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
 
 
 class Hamiltonian(eqx.Module):

@@ -1,0 +1,168 @@
+"""`energy` and `energy_fn`: agreement with each other, tracing, results, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import qchem
+from qchem.errors import ConvergenceError, FunctionalNotFoundError, InputError
+from tests import oracle
+
+ENERGY_ATOL = 1e-9
+FORCE_ATOL = 1e-7
+H2 = np.array([[0.0, 0.0, 0.0], [0.1, 0.2, 1.4]])
+STRETCHED = np.stack([H2, 1.2 * H2, 0.8 * H2, 1.9 * H2])
+SETTINGS = {"basis": "6-31g", "xc": "pbe", "grid": (12, 26)}
+
+
+def molecule(symbols, positions, **options):
+    return qchem.Molecule.from_arrays(symbols, np.asarray(positions), unit="bohr", **options)
+
+
+@pytest.fixture(scope="module")
+def function():
+    return qchem.energy_fn((1, 1), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def batched(function):
+    return jax.jit(jax.vmap(jax.value_and_grad(function)))
+
+
+@pytest.fixture(scope="module")
+def values(batched):
+    return batched(jnp.asarray(STRETCHED))
+
+
+@pytest.fixture(scope="module")
+def results():
+    return [qchem.energy(molecule("HH", r), **SETTINGS) for r in STRETCHED[:2]]
+
+
+def test_batch_equals_one_after_another(values, results):
+    energies, gradients = values
+    for n, result in enumerate(results):
+        assert_allclose(energies[n], result.energy, rtol=0, atol=ENERGY_ATOL)
+        assert_allclose(-gradients[n], result.forces(), rtol=0, atol=FORCE_ATOL)
+    assert np.ptp(energies) > 0.05
+
+
+def test_new_geometries_need_no_new_program(batched, values, results):
+    other = jnp.asarray(STRETCHED[::-1] * 1.01)
+    with oracle.compilations() as compiled:
+        energies, _ = batched(other)
+        alone = qchem.energy(molecule("HH", other[0]), **SETTINGS)
+        alone.forces()
+    assert compiled == []
+    assert_allclose(alone.energy, energies[0], rtol=0, atol=ENERGY_ATOL)
+
+
+def test_chunks_do_not_change_the_values(values):
+    chunked = jax.vmap(qchem.energy_fn((1, 1), chunk=3, **SETTINGS))(jnp.asarray(STRETCHED))
+    assert_allclose(chunked, values[0], rtol=0, atol=ENERGY_ATOL)
+
+
+def test_a_broken_geometry_is_not_a_number(batched, values):
+    broken = jnp.asarray(STRETCHED).at[1, 0, 0].set(jnp.nan)
+    energies, gradients = batched(broken)
+    assert np.isnan(energies[1]) and np.isnan(gradients[1]).any()
+    others = np.array([0, 2, 3])
+    assert_allclose(energies[others], values[0][others], rtol=0, atol=ENERGY_ATOL)
+
+
+def test_second_derivatives_are_refused(function):
+    with pytest.raises(NotImplementedError, match="response of the orbitals"):
+        jax.hessian(function)(jnp.asarray(H2))
+
+
+def test_single_precision(function, results):
+    energy = jax.jit(function)(jnp.asarray(H2, jnp.float32))
+    assert energy.dtype == jnp.float32
+    assert_allclose(energy, results[0].energy, rtol=0, atol=1e-5)
+
+
+def test_parts_add_up(results):
+    result = results[0].require_converged()
+    assert list(result.energies) == ["nuclear", "one_electron", "coulomb", "exchange", "xc"]
+    assert_allclose(sum(result.energies.values()), result.energy, atol=1e-12)
+    assert_allclose(result.energies["nuclear"], 1 / np.linalg.norm(H2[1]), rtol=1e-12)
+    assert result.energies["exchange"] == 0
+    assert (result.nao, result.nelectron, result.s2) == (4, 2, 0)
+    assert result.homo < result.lumo
+    assert_allclose(result.dipole, 0, atol=1e-6)
+    assert result.settings["basis"] == "6-31g" and result.settings["grid"] == (12, 26)
+    assert_allclose(result.forces().sum(0), 0, atol=1e-9)
+    assert {"plan", "integrals", "scf", "forces"} <= result.timings.keys()
+
+
+def test_hydrogen_atom():
+    """Szabo & Ostlund (1989), section 3.5.2: -0.4666 hartree in STO-3G. No beta electron."""
+    result = qchem.energy(molecule("H", [[0.0, 0.0, 0.3]], multiplicity=2), "sto-3g", "hf")
+    assert_allclose(result.energy, -0.466582, atol=1e-6)
+    assert_allclose(result.s2, 0.75, rtol=1e-12)
+    assert_allclose(result.homo[0], result.energy, atol=1e-10)  # one electron: no interaction
+    assert result.homo[1] is None and result.lumo[0] is None
+    assert result.lumo[1] > 0
+    assert_allclose(result.dipole, 0, atol=1e-12)
+    assert_allclose(result.dm[1], 0, atol=1e-14)
+    assert_allclose(result.mo_occ, [[1], [0]])
+
+
+def test_a_basis_for_each_element():
+    """HeH+ in which helium has two functions; the names of the elements decide."""
+    mol = molecule(("He", "H"), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.4632]], charge=1)
+    plain = qchem.energy(mol, "sto-3g", "hf")
+    assert_allclose(plain.energy, -2.841836, atol=1e-5)  # PySCF 2.14, RHF/STO-3G
+    mixed = qchem.energy(mol, {"H": "sto-3g", "He": "6-31g"}, "hf")
+    assert mixed.nao == 3
+    assert mixed.energy < plain.energy - 1e-3
+    assert_allclose(mixed.mo_occ, [[2, 0, 0]])
+
+
+def test_cartesian_functions():
+    sizes = [
+        qchem.energy_fn((8,), "6-31g*", "hf", cartesian=cartesian).method.basis.nao
+        for cartesian in (False, True)
+    ]
+    assert sizes == [14, 15]
+
+
+def test_forces_need_convergence():
+    mol = molecule(("He", "H"), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.4632]], charge=1)
+    result = qchem.energy(mol, "6-31g", "hf", max_cycles=2)
+    assert not result.converged and result.cycles == 2
+    with pytest.raises(ConvergenceError, match="after 2 cycles"):
+        result.forces()
+    with pytest.raises(ConvergenceError):
+        result.require_converged()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"xc": "pbee"}, FunctionalNotFoundError, "pbe"),
+        ({"basis": "sto-33g"}, InputError, "STO-3G"),
+        ({"aux": "def2-universal-jkfit"}, InputError, "density fitting"),
+        ({"max_cycle": 3}, InputError, "unknown option max_cycle.*max_cycles"),
+        ({"basis": {"H": "sto-3g"}, "two_electron": "df"}, InputError, "needs aux="),
+        ({"multiplicity": 2}, InputError, "electron"),
+        ({"chunk": 0}, InputError, "chunk"),
+        ({"basis": qchem.Basis.from_name((1,), "sto-3g")}, InputError, "1 atoms, not for 2"),
+    ],
+)
+def test_wrong_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        qchem.energy_fn((1, 1), **{"basis": "sto-3g", "xc": "hf"} | options)
+
+
+def test_positions_of_other_molecules_are_refused(function):
+    with pytest.raises(InputError, match=r"\(1, 3\), 2 atoms need \(2, 3\)"):
+        function(H2[:1])
+
+
+def test_double_precision_must_be_enabled(function):
+    with jax.enable_x64(False):
+        with pytest.raises(InputError, match="jax_enable_x64"):
+            qchem.energy(molecule("HH", H2), "sto-3g", "hf")

@@ -1,0 +1,107 @@
+"""Coulomb and exchange matrices of each builder against dense sums over all integrals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from qchem import jk as builders
+from qchem.basis.layout import Basis
+from qchem.basis.library import Shell
+from qchem.integrals.moments import unpack
+from qchem.integrals.pairs import auxiliary_distributions, pair_distributions, plan_pairs
+from qchem.integrals.two_electron import coulomb_2c, coulomb_3c, coulomb_4c
+from tests import oracle
+from tests.test_two_electron import AUX, NAO, NPAIR, POSITIONS, SMALL, dense, pairs
+
+FITTING = Basis.from_shells([[Shell(0, (1.1,), (1.0,))], [Shell(1, (0.6,), (1.0,))]])
+RTOL = 1e-11  # of the largest element; the metric of the fit costs a digit
+STEP = 3e-3
+SLOPE_RTOL = 1e-7
+
+FACTOR = oracle.random_like(np.zeros((2, NAO, 2)), 4).at[1, :, 1].set(0.0)  # one beta electron
+DM = FACTOR @ jnp.swapaxes(FACTOR, 1, 2)
+
+
+def auxiliary(positions):
+    return auxiliary_distributions(AUX, positions)
+
+
+def build(name, positions):
+    rows = pairs(positions)
+    if name == "packed":
+        return builders.PackedJK.build(rows, NAO)
+    if name == "direct":
+        return builders.DirectJK(rows)
+    return builders.DensityFittedJK.build(rows, auxiliary(positions), NAO, AUX.nao)
+
+
+@pytest.fixture(scope="module")
+def integrals():
+    """(ab|cd), exact and fitted, by plain linear algebra."""
+    compute = oracle.jit(lambda r: (dense(coulomb_4c(pairs(r), NPAIR)),
+                                    coulomb_3c(pairs(r), auxiliary(r), NPAIR, AUX.nao),
+                                    coulomb_2c(auxiliary(r), AUX.nao)))  # fmt: skip
+    exact, three, two = (np.asarray(x) for x in compute(POSITIONS))
+    square = np.asarray(unpack(jnp.asarray(three.T), NAO))
+    fitted = np.einsum("pab,pq,qcd->abcd", square, np.linalg.inv(two), square)
+    assert np.abs(fitted - exact).max() > 1e-2  # so that one is not taken for the other
+    return {"packed": exact, "direct": exact, "df": fitted}
+
+
+@pytest.mark.parametrize("name", ["packed", "direct", "df"])
+def test_matrices(name, integrals):
+    def matrices(positions, factor, dm):
+        jk = build(name, positions)
+        return jk.coulomb(dm), jk.exchange(factor)
+
+    coulomb, exchange = oracle.jit(matrices)(POSITIONS, FACTOR, DM.sum(0))
+    eri = integrals[name]
+    expected = np.einsum("abcd,cd->ab", eri, DM.sum(0)), np.einsum("abcd,sbd->sac", eri, DM)
+    for measured, reference in zip((coulomb, exchange), expected, strict=True):
+        assert_allclose(measured, reference, atol=RTOL * np.abs(reference).max())
+
+
+def test_exchange_in_chunks_is_the_same(monkeypatch):
+    three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
+    jk = builders.DensityFittedJK(three)
+    whole = jax.value_and_grad(lambda f: jnp.sum(jk.exchange(f) ** 2))(FACTOR)
+    monkeypatch.setattr(builders, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
+    chunked = jax.value_and_grad(lambda f: jnp.sum(jk.exchange(f) ** 2))(FACTOR)
+    for one, other in zip(chunked, whole, strict=True):
+        assert_allclose(one, other, rtol=1e-12)
+
+
+def test_fitted_energy():
+    """Its value is that of the matrices; its derivative rule agrees with differences."""
+    coulomb, exchange = 0.9, 0.4
+
+    def rows(positions):
+        bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
+        return bras, auxiliary_distributions(FITTING, positions)
+
+    def energy(positions, factor):
+        return builders.fitted_energy(*rows(positions), factor, FITTING.nao, coulomb, exchange)
+
+    start = FACTOR[:, : SMALL.nao]
+    direction = oracle.random_like((POSITIONS, start), 6)
+
+    @oracle.jit
+    def compute(positions, factor):
+        steps = STEP * jnp.asarray([-2.0, -1.0, 1.0, 2.0])
+        moved = lambda t: energy(positions + t * direction[0], factor + t * direction[1])  # noqa: E731
+        jk = builders.DensityFittedJK.build(*rows(positions), SMALL.nao, FITTING.nao)
+        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        density = jnp.sum(dm, axis=0)
+        expected = 0.5 * coulomb * jnp.vdot(jk.coulomb(density), density)
+        expected = expected - 0.5 * exchange * jnp.vdot(jk.exchange(factor), dm)
+        both = jax.value_and_grad(energy, argnums=(0, 1))(positions, factor)
+        return both, expected, jax.lax.map(moved, steps)
+
+    (value, gradients), expected, displaced = compute(POSITIONS, start)
+    assert_allclose(value, expected, rtol=1e-12)
+    slope = sum(jnp.vdot(g, d) for g, d in zip(gradients, direction, strict=True))
+    measured = oracle.slope(displaced, STEP)
+    assert abs(measured) > 0.1
+    assert_allclose(slope, measured, atol=SLOPE_RTOL * np.abs(displaced).max())
