@@ -54,7 +54,7 @@ def test_stored_case(case):
 
 LIVE = [
     ("CO", "6-31g", "pbe", 1, 0, False),
-    ("NO", "sto-3g", "b3lyp", 2, 0, False),
+    ("CH2", "sto-3g", "b3lyp", 3, 0, False),
     ("BeH2", "6-31g*", "pbe0", 1, 0, True),
     ("PN", "sto-3g", "blyp", 1, 0, False),
     ("BH2", "def2-svp", "hf", 2, 0, False),
@@ -66,7 +66,7 @@ LIVE = [
 @pytest.mark.parametrize("formula, basis, xc, multiplicity, charge, cartesian", LIVE)
 def test_live_case(formula, basis, xc, multiplicity, charge, cartesian):
     """A geometry drawn anew for each molecule, both programs given the same shells."""
-    symbols = {"CO": "C O", "NO": "N O", "BeH2": "Be H H", "PN": "P N", "BH2": "B H H",
+    symbols = {"CO": "C O", "CH2": "C H H", "BeH2": "Be H H", "PN": "P N", "BH2": "B H H",
                "ClF": "Cl F"}[formula].split()  # fmt: skip
     rng = np.random.default_rng(len(formula) + 7 * sum(map(ord, formula)))
     spots = np.array([[0.0, 0.0, 0.0], [0.0, 0.3, 2.3], [2.2, 0.2, -0.9]])[: len(symbols)]

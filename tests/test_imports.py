@@ -28,7 +28,7 @@ MATHEMATICS = ("xc/functionals", "integrals/boys", "integrals/hermite", "integra
 FILES = [
     path.relative_to(ROOT)
     for package in ("qchem", "srdft")
-    for path in ROOT.rglob(f"{package}/**/*.py")
+    for path in (ROOT / package).rglob("*.py")
 ]
 
 

@@ -63,7 +63,7 @@ def core_guess(hamiltonian, nspin=1):
 
 def reference(mol):
     mf = scf.UHF(mol) if mol.spin else scf.RHF(mol)
-    mf.conv_tol, mf.conv_tol_grad, mf.max_cycle = 1e-11, 1e-6, 100
+    mf.conv_tol, mf.conv_tol_grad, mf.max_cycle = 1e-10, 1e-5, 200
     mf.kernel()
     return mf
 

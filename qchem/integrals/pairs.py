@@ -7,6 +7,8 @@ positions, exponents and coefficients.
 
 from __future__ import annotations
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -330,6 +332,24 @@ def attenuated(
         eqx.tree_at(lambda rows: rows.width, rows, rows.width + 0.5 * inverse_omega2)
         for rows in lists
     )
+
+
+def coulomb_norm(rows: Distribution) -> Float[Array, " nrow"]:
+    """Upper bound of sqrt((f|f)) over the functions of each row, hartree^(1/2).
+
+    The Coulomb norm obeys the triangle inequality, so the norms of the unit Hermite Gaussians,
+    weighted with the moduli of the coefficients, bound it: no integral is needed. For one of them
+    (t|t) = (-1)^|t| R_2t(0) = 2 sqrt(alpha/pi) (2 alpha)^|t| (2t-1)!! (2u-1)!! (2v-1)!! / (2|t|+1).
+    """
+    powers = hermite_powers(rows.order, rows.lowest)
+    double_factorial = np.array([math.prod(range(1, 2 * t, 2)) for t in range(rows.order + 1)])
+    degree = powers.sum(1)
+    factor = double_factorial[powers].prod(1) / (2.0 * degree + 1.0) * 2.0 / math.sqrt(math.pi)
+    alpha = (0.5 / jnp.maximum(rows.width, float(np.finfo(np.float32).tiny)))[:, None, :, None]
+    factor, degree = (x[None, None, None] for x in (factor, degree.astype(float)))
+    square = jnp.asarray(factor, alpha.dtype) * jnp.sqrt(alpha)
+    square = square * (2.0 * alpha) ** jnp.asarray(degree, alpha.dtype)
+    return jnp.max(jnp.sum(jnp.abs(rows.coefficient) * jnp.sqrt(square), axis=(2, 3)), axis=1)
 
 
 def hermite_sign(order: int, lowest: int) -> np.ndarray:

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from qchem.chunking import chunked_sum
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
-from qchem.integrals.pairs import Distribution, hermite_sign
+from qchem.integrals.pairs import Distribution, coulomb_norm, hermite_sign
 
+SCREENING = 1e-12  # hartree: tiles whose integrals are all smaller are left out
 _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
 
 
@@ -344,17 +345,31 @@ def coulomb_4c(
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
     size = npair * (npair + 1) // 2
     total = jnp.zeros(size, pairs[0].coefficient.dtype)
+    pairs = [_by_norm(rows) for rows in pairs]
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = _add_class(total, bra, ket, npair)
+            total = _add_class(total, *bra, *ket, npair)
     return total
 
 
-def _add_class(total, bra, ket, npair):
+def _by_norm(rows):
+    """The rows in order of falling norm, so that tiles of negligible integrals form; the norms."""
+    norms = coulomb_norm(jax.lax.stop_gradient(rows))
+    order = jnp.argsort(-norms)
+    return jax.tree.map(lambda x: jnp.asarray(x)[order], rows), norms[order]
+
+
+def _bounds(norms, size):
+    """Largest norm of each block: by Cauchy and Schwarz |(f|g)| is at most the product of two."""
+    return norms[::size]
+
+
+def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
     """Adds one class; within one list, rows i >= j alone."""
     same = bra is ket
     nbra, nket = _tiles(bra, ket)
     bras, kets = _blocks(bra, nbra, npair), _blocks(ket, nket, npair)
+    bra_bounds, ket_bounds = _bounds(bra_norms, nbra), _bounds(ket_norms, nket)
     i, j = np.indices((bras.width.shape[0], kets.width.shape[0])).reshape(2, -1)
     if same:
         wanted = (i + 1) * nbra > j * nket
@@ -377,8 +392,14 @@ def _add_class(total, bra, ket, npair):
         target = jnp.where(inside, high * (high + 1) // 2 + low, total.size)
         return values.ravel(), target.ravel()
 
+    def nothing(i, j):
+        shape = nbra * bra.index.shape[1] * ket.index.shape[1] * nket
+        return jnp.zeros(shape, total.dtype), jnp.full(shape, total.size, jnp.int32)
+
     def step(total, ij):
-        values, target = tile(*ij)
+        i, j = ij
+        wanted = bra_bounds[i] * ket_bounds[j] > SCREENING
+        values, target = jax.lax.cond(wanted, tile, nothing, i, j)
         return total.at[target].add(values, mode="drop"), None
 
     return jax.lax.scan(step, total, (i.astype(np.int32), j.astype(np.int32)))[0]
@@ -487,13 +508,14 @@ def coulomb_energy(
         D the sum of all D^s.
     """
     total = jnp.zeros((), dm.dtype)
+    pairs = [_by_norm(rows) for rows in pairs]
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = total + _class_energy(bra, ket, dm, coulomb, exchange)
+            total = total + _class_energy(*bra, *ket, dm, coulomb, exchange)
     return total
 
 
-def _class_energy(bra, ket, dm, coulomb, exchange):
+def _class_energy(bra, bra_norms, ket, ket_norms, dm, coulomb, exchange):
     same = bra is ket
     nao = dm.shape[-1]
     size = nao * (nao + 1) // 2
@@ -501,8 +523,8 @@ def _class_energy(bra, ket, dm, coulomb, exchange):
     bras, kets = _blocks(bra, nbra, size), _blocks(ket, nket, size)
 
     def tile(shared, scanned):
-        dm, bra, first = shared
-        ket, start = scanned
+        dm, bra, first, _ = shared
+        ket, start, _ = scanned
         gamma = _pair_density(dm, bra.index, ket.index.T, coulomb, exchange)
         if not same:
             return weighted_sum(bra, ket, 2.0 * gamma)
@@ -512,18 +534,19 @@ def _class_energy(bra, ket, dm, coulomb, exchange):
         return weighted_sum(bra, ket, gamma * times.astype(dm.dtype))
 
     def wanted_tile(shared, scanned):
-        if not same:
-            return tile(shared, scanned)
-        wanted = shared[2] + nbra > scanned[1]
+        wanted = shared[3] * scanned[2] > SCREENING
+        if same:
+            wanted &= shared[2] + nbra > scanned[1]
         return jax.lax.cond(wanted, tile, lambda *_: jnp.zeros((), dm.dtype), shared, scanned)
 
     def of_bra(shared, scanned):
-        dm, kets, starts = shared
-        return chunked_sum(wanted_tile, (dm, *scanned), (kets, starts))
+        dm, *kets = shared
+        return chunked_sum(wanted_tile, (dm, *scanned), tuple(kets))
 
     firsts = np.arange(bras.width.shape[0], dtype=np.int32) * nbra
     starts = np.arange(kets.width.shape[0], dtype=np.int32) * nket
-    return chunked_sum(of_bra, (dm, kets, starts), (bras, firsts))
+    shared = dm, kets, starts, _bounds(ket_norms, nket)
+    return chunked_sum(of_bra, shared, (bras, firsts, _bounds(bra_norms, nbra)))
 
 
 def _pair_density(dm, bra, ket, coulomb, exchange):
