@@ -146,8 +146,8 @@ def energy(
 class EnergyFunction(eqx.Module):
     """Converged energy as a pure function of positions; made by `energy_fn`.
 
-    Under `vmap`, `chunk` geometries are held at once. The gradient is that of the converged
-    energy; second derivatives would need the response of the orbitals and are refused.
+    Under `vmap`, `chunk` geometries are held at once (on a CPU one). The gradient is that of the
+    converged energy; second derivatives would need the response of the orbitals and are refused.
     """
 
     method: Method
@@ -221,7 +221,10 @@ def _evaluate(function, positions, with_gradient):
 
     if positions.ndim == 2:
         return one(positions)
-    return jax.lax.map(one, positions, batch_size=min(function.chunk, positions.shape[0]))
+    # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
+    # wait for each other for ever where there are as few threads (jaxlib 0.10).
+    together = 0 if jax.default_backend() == "cpu" else min(function.chunk, positions.shape[0])
+    return jax.lax.map(one, positions, batch_size=together or None)
 
 
 def energy_fn(
@@ -246,7 +249,8 @@ def energy_fn(
     Args:
         numbers: Atomic numbers.
         charge, multiplicity: As in `Molecule`.
-        chunk: Geometries held at once under `vmap`; the memory grows with it.
+        chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
+            one another.
         basis, xc, two_electron, aux, grid, cartesian, **scf_options: As in `energy`.
     """
     apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
