@@ -13,6 +13,7 @@ from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.integrals import two_electron
 from qchem.integrals.coulomb import nhermite
+from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
     Distribution,
@@ -28,12 +29,10 @@ from qchem.integrals.two_electron import (
     coulomb_3c,
     coulomb_4c,
     coulomb_energy,
-    interaction,
     potential,
     potential_energy,
     weighted_2c,
     weighted_3c,
-    weighted_sum,
 )
 from tests import oracle
 

@@ -1,0 +1,230 @@
+"""The one Coulomb kernel: charge distributions against charge distributions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
+from qchem.integrals.pairs import Distribution, hermite_sign
+
+
+def interaction(
+    bra: Distribution, ket: Distribution
+) -> Float[Array, "nbra nfunction_bra nfunction_ket nket"]:
+    """Coulomb integrals (f|g) between all rows of two lists, in one piece.
+
+    (f|g) = sum_pq E_f[p] R_{p+q}(alpha, P - Q) E_g[q] (-1)^|q|, (9.9.33) of Helgaker, Jørgensen &
+    Olsen (2000), with 1/alpha = 1/p + 1/q.
+
+    A change of a distribution's center, width or coefficients is again a distribution of the same
+    widths and centers, of higher order; so the derivative is d(f|g) = (df|g) + (f|dg), with the
+    same contraction and R of a higher order.
+
+    Args:
+        bra, ket: The lists; the ket should be the one of lower order.
+
+    Returns:
+        Integrals, hartree; the ket's rows are the minor axis.
+    """
+    return _interaction(*_operands(bra, ket))
+
+
+def weighted_sum(
+    bra: Distribution,
+    ket: Distribution,
+    weight: Float[Array, "nbra nfunction_bra nfunction_ket nket"],
+) -> Float[Array, ""]:
+    """Sum of weight times `interaction`, with cheap derivatives; hartree."""
+    return _weighted(*_operands(bra, ket), weight)
+
+
+def _operands(bra, ket):
+    sides = (bra.order, bra.lowest), (ket.order, ket.lowest)
+    first = bra.width, bra.center, bra.coefficient
+    return sides, *first, ket.width, ket.center, ket.coefficient
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _interaction(sides, width, center, coefficient, ket_width, ket_center, ket):
+    order = sides[0][0] + sides[1][0]
+    r = _separated(order, width, center, ket_width, ket_center)
+    return _contract(r, *sides, coefficient, ket)
+
+
+def _interaction_jvp(sides, primals, tangents):
+    (width, center, bra), (ket_width, ket_center, ket) = primals[:3], primals[3:]
+    dbra, bra_side = _perturbed(sides[0], bra, *tangents[:3])
+    dket, ket_side = _perturbed(sides[1], ket, *tangents[3:])
+    plain = sides[0][0] + sides[1][0]
+    order = max(plain, bra_side[0] + sides[1][0], sides[0][0] + ket_side[0])
+    r = _separated(order, width, center, ket_width, ket_center)
+    value = _contract(r, *sides, bra, ket)
+    tangent = jnp.zeros_like(value)
+    if dbra is not None:
+        tangent = tangent + _contract(r, bra_side, sides[1], dbra, ket)
+    if dket is not None:
+        tangent = tangent + _contract(r, sides[0], ket_side, bra, dket)
+    return value, tangent
+
+
+_interaction.defjvp(_interaction_jvp, symbolic_zeros=True)
+
+
+def _separated(order, width, center, ket_width, ket_center):
+    """R of the bra's primitives against all of the ket's: nbra, nprim, nhermite, (mprim nket)."""
+    ket_width = ket_width.T
+    ket_center = jnp.transpose(ket_center, (2, 1, 0))
+
+    def one(s, p):
+        return hermite_coulomb(order, 1.0 / (s + ket_width), p[:, None, None] - ket_center)
+
+    r = jax.vmap(jax.vmap(one))(width, center)
+    return r.reshape(*r.shape[:3], -1)
+
+
+def _contract(r, bra_side, ket_side, bra, ket):
+    """sum_pq E_f[p] R_{p+q} E_g[q] (-1)^|q|: bilinear in the coefficients.
+
+    The bra first, as a matrix product with rows of R for a few Hermite functions of the ket at a
+    time; then the ket, whose coefficients differ from row to row, element by element.
+    """
+    mprim, nket = ket.shape[2], ket.shape[0]
+    signed = _signed(ket, ket_side)
+    total = None
+    for block in _hermite_blocks(r, bra_side, ket_side):
+        half = _half(r, bra, bra_side, ket_side, block, mprim)
+        for n, q in enumerate(block):
+            for m in range(mprim):
+                term = half[:, :, None, n, m] * signed[q, :, m][None, None]
+                total = term if total is None else total + term
+    return total.reshape(*bra.shape[:2], -1, nket)
+
+
+def _half(r, bra, bra_side, ket_side, block, mprim):
+    """sum_p E_f[p] R_{p+q} for the ket's Hermite functions q of a block: (i, f, q, m, j)."""
+    rows = _rows(r, bra_side, ket_side, block)
+    bra = bra.reshape(*bra.shape[:2], -1)
+    half = jnp.einsum("ifp,ipj->ifj", bra, rows, precision="highest")
+    return half.reshape(*bra.shape[:2], len(block), mprim, -1)
+
+
+def _rows(r, bra_side, ket_side, block):
+    """R_{p+q} for the ket's Hermite functions q of a block: (i, (k, p), (q, m, j))."""
+    index = sum_index(bra_side[0], ket_side[0], bra_side[1], ket_side[1])[:, block]
+    rows = r[:, :, index]
+    return rows.reshape(r.shape[0], r.shape[1] * index.shape[0], -1)
+
+
+def _hermite_blocks(r, bra_side, ket_side):
+    """The ket's Hermite functions in blocks whose rows take about twice the memory of R."""
+    total, size = nhermite(*ket_side), max(1, 2 * r.shape[2] // nhermite(*bra_side))
+    return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _signed(ket, ket_side):
+    """Coefficients of the ket times (-1)^|q|, with its rows as the minor axis: (q, g, m, j)."""
+    sign = jnp.asarray(hermite_sign(*ket_side), ket.dtype)
+    return jnp.transpose(ket * sign[None, None, None, :], (3, 1, 2, 0))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _weighted(sides, width, center, bra, ket_width, ket_center, ket, weight):
+    """sum of weight (f|g): what energies need. Its derivative needs no integral derivatives."""
+    arrays = (width, center, bra, ket_width, ket_center, ket)
+    return jnp.vdot(weight, _interaction(sides, *arrays))
+
+
+def _weighted_jvp(sides, primals, tangents):
+    width, center, bra, ket_width, ket_center, ket, weight = primals
+    dbra, bra_side = _perturbed(sides[0], bra, *tangents[:3])
+    dket, ket_side = _perturbed(sides[1], ket, *tangents[3:6])
+    dweight = tangents[6]
+    order = max(sides[0][0] + sides[1][0], bra_side[0] + sides[1][0], sides[0][0] + ket_side[0])
+    r = _separated(order, width, center, ket_width, ket_center)
+    value = None
+    tangent = jnp.zeros((), bra.dtype)
+    if not isinstance(dweight, SymbolicZero):
+        integrals = _contract(r, *sides, bra, ket)
+        value = jnp.vdot(weight, integrals)
+        tangent = tangent + jnp.vdot(integrals, dweight)
+    if dket is not None:
+        slope = _ket_slope(r, sides[0], ket_side, bra, weight, ket.shape[2])
+        tangent = tangent + jnp.vdot(slope, _signed(dket, ket_side))
+    if dbra is not None or value is None:
+        slope = _bra_slope(r, bra_side, sides[1], ket, weight)
+        if dbra is not None:
+            tangent = tangent + jnp.vdot(slope, dbra)
+        if value is None:
+            value = jnp.vdot(slope[..., : bra.shape[-1]], bra)
+    return value, tangent
+
+
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
+
+
+def _bra_slope(r, bra_side, ket_side, ket, weight):
+    """Derivative of the weighted sum in the bra's coefficients: sum_gq w_fg R_{p+q} E_g[q]."""
+    signed = _signed(ket, ket_side)
+    total = None
+    for block in _hermite_blocks(r, bra_side, ket_side):
+        chosen = signed[block]  # q, g, m, j
+        density = None
+        for g in range(chosen.shape[1]):
+            term = weight[:, :, g][:, :, None, None] * chosen[:, g][None, None]
+            density = term if density is None else density + term
+        density = density.reshape(*weight.shape[:2], -1)
+        rows = _rows(r, bra_side, ket_side, block)
+        term = jnp.einsum("ifj,ipj->ifp", density, rows, precision="highest")
+        total = term if total is None else total + term
+    return total.reshape(*weight.shape[:2], r.shape[1], -1)
+
+
+def _ket_slope(r, bra_side, ket_side, bra, weight, mprim):
+    """Derivative of the weighted sum in the ket's signed coefficients: (q, g, m, j)."""
+    parts = []
+    for block in _hermite_blocks(r, bra_side, ket_side):
+        half = _half(r, bra, bra_side, ket_side, block, mprim)
+        parts.append(jnp.einsum("ifgj,ifqmj->qgmj", weight, half, precision="highest"))
+    return jnp.concatenate(parts)
+
+
+def _perturbed(side, coefficient, dwidth, dcenter, dcoefficient):
+    """Coefficients, and (order, lowest), of the change of a distribution; None for no change.
+
+    The derivative with respect to a center raises a Hermite index; that with respect to the
+    width s = 1/p of exp(-r^2/s) is a quarter of the Laplacian (heat equation).
+    """
+    order, lowest = side
+    changes = [t for t in (dwidth, dcenter, dcoefficient) if not isinstance(t, SymbolicZero)]
+    if not changes:
+        return None, side
+    top = order + max(
+        2 * (not isinstance(dwidth, SymbolicZero)), int(not isinstance(dcenter, SymbolicZero))
+    )
+    if isinstance(dcoefficient, SymbolicZero) and isinstance(dwidth, SymbolicZero):
+        lowest += 1
+    total = jnp.zeros((*coefficient.shape[:3], nhermite(top, lowest)), coefficient.dtype)
+    if not isinstance(dcoefficient, SymbolicZero):
+        missing = total.shape[3] - dcoefficient.shape[3]
+        total = total + jnp.pad(dcoefficient, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    for axis in range(3):
+        if not isinstance(dcenter, SymbolicZero):
+            raised = _raised_coefficients(coefficient, side, (top, lowest), axis, 1)
+            total = total + raised * dcenter[:, None, :, axis, None]
+        if not isinstance(dwidth, SymbolicZero):
+            raised = _raised_coefficients(coefficient, side, (top, lowest), axis, 2)
+            total = total + raised * (0.25 * dwidth)[:, None, :, None]
+    return total, (top, lowest)
+
+
+def _raised_coefficients(coefficient, side, target, axis, power):
+    """Coefficients of the `power`-th derivative along an axis, in the powers of `target`."""
+    source = lowered_index(*target, *side, axis, power)
+    zero = jnp.zeros_like(coefficient[..., :1])
+    return jnp.concatenate([coefficient, zero], axis=-1)[..., source]
