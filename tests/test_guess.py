@@ -9,7 +9,7 @@ from qchem import Basis
 from qchem.scf.guess import atomic_densities, screened_charges
 
 # Hartree-Fock of the spherical atom in the same basis, fractional occupation (PySCF 2.14, atom_hf).
-_SPHERICAL_ATOM = {1: -0.499278, 8: -74.195262, 24: -1042.162847, 36: -2751.679509}
+_SPHERICAL_ATOM = {2: -2.855160, 8: -74.195262, 24: -1042.162847, 36: -2751.679509}
 
 
 @pytest.mark.parametrize("number", range(1, 37))
@@ -32,7 +32,7 @@ def test_atoms_of_different_depth_share_one_array():
 @pytest.mark.parametrize(
     ("number", "name", "spherical"),
     [
-        (1, "cc-pvdz", True),
+        (2, "cc-pvdz", True),
         (8, "def2-svp", True),
         (8, "def2-svp", False),
         (24, "def2-svp", True),
