@@ -15,7 +15,7 @@ from qchem.grids import Grid, GridPoints
 
 from .functional import Functional
 
-_AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1}
+_AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
 _NCOMPONENT = (1, 4)  # value, gradient
 
 
@@ -81,8 +81,9 @@ class GridXC(eqx.Module):
             return jnp.zeros((), self.positions.dtype)
 
         def term(dm, ao, weights):
-            rho, sigma = _density(dm, ao)
-            return jnp.vdot(weights, self.functional.energy_density(rho, sigma))
+            rho, sigma = density_and_gradient(dm, ao)
+            tau = _kinetic(dm, ao) if self.functional.ingredients == "mgga" else None
+            return jnp.vdot(weights, self.functional.energy_density(rho, sigma, tau))
 
         return self._integrate(term, dm)
 
@@ -96,7 +97,7 @@ class GridXC(eqx.Module):
         """The integral of the density: how far the grid is from exact, in electrons."""
 
         def term(dm, ao, weights):
-            rho, _ = _density(dm, ao[:1])
+            rho, _ = density_and_gradient(dm, ao[:1])
             return jnp.vdot(weights, jnp.sum(rho, axis=0))
 
         return self._integrate(term, dm)
@@ -121,7 +122,9 @@ class GridXC(eqx.Module):
         return evaluate_ao(basis, positions, points, derivative), weights
 
 
-def _density(dm, ao):
+def density_and_gradient(
+    dm: Float[Array, "nspin nao nao"], ao: Float[Array, "ncomponent npoint nao"]
+) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
     """rho and, where AO gradients are given, sigma, as functionals take them."""
     half = jnp.einsum("gm,smn->sgn", ao[0], dm, precision="highest")
     # One contraction per spin: XLA's batched product is faster than multiplying and summing.
@@ -132,3 +135,9 @@ def _density(dm, ao):
     pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
     sigma = jnp.stack([jnp.sum(gradient[i] * gradient[j], axis=0) for i, j in pairs])
     return rho[:, 0], sigma
+
+
+def _kinetic(dm, ao):
+    """tau = ½ Σ_mn dm_mn grad m · grad n of each spin, from AO gradients."""
+    half = jnp.einsum("xgm,smn->sxgn", ao[1:], dm, precision="highest")
+    return jnp.stack([jnp.einsum("xgn,xgn->g", ao[1:], h, precision="highest") / 2 for h in half])

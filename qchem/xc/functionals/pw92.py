@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .density import STIFFNESS, SpinDensity
+from .density import RS_FACTOR, STIFFNESS, SpinChannel, SpinDensity
 
 
 class _Fit(NamedTuple):
@@ -45,9 +46,48 @@ def pw92_energy_per_electron(density: SpinDensity) -> Float[Array, " npoint"]:
     return _energy_per_electron(density, _PRECISE, STIFFNESS)
 
 
+def pw92_and_slope(
+    density: SpinDensity,
+) -> tuple[Float[Array, " npoint"], Float[Array, " npoint"]]:
+    """The same energy per electron and its derivative in rs at fixed zeta, hartree and /bohr."""
+
+    def energy(rs):
+        return _energy_at(rs, density, _PRECISE, STIFFNESS)
+
+    return jax.jvp(energy, (density.rs,), (jnp.ones_like(density.rs),))
+
+
+def pw92_of_one_spin(spin: SpinChannel, rounded: bool = False) -> Float[Array, " npoint"]:
+    """Correlation energy per electron of the electrons of one spin alone, hartree."""
+    return _fit(jnp.sqrt(RS_FACTOR / spin.cbrt), (_ROUNDED if rounded else _PRECISE)[1])
+
+
+def pw92_pairs(
+    density: SpinDensity, rounded: bool = False
+) -> tuple[Float[Array, " npoint"], Float[Array, " npoint"], Float[Array, " npoint"]]:
+    """Correlation energies per volume among alpha, among beta and between them.
+
+    Stoll, Golka & Preuss, Theor. Chim. Acta 55, 29 (1980): electrons of one spin correlate as
+    if the others were not there; what remains of the total belongs to pairs of opposite spins.
+    `rounded` takes the parameters as printed.
+    """
+
+    def alone(spin):
+        return jnp.where(spin.populated, spin.rho * pw92_of_one_spin(spin, rounded), 0.0)
+
+    alpha = alone(density.alpha)
+    beta = alone(density.beta) if density.polarized else alpha
+    total = lda_c_pw(density) if rounded else lda_c_pw_mod(density)
+    return alpha, beta, total - alpha - beta
+
+
 def _energy_per_electron(density, fits, stiffness):
-    """Eq. (8)."""
-    x = jnp.sqrt(density.rs)
+    return _energy_at(density.rs, density, fits, stiffness)
+
+
+def _energy_at(rs, density, fits, stiffness):
+    """Eq. (8) at the polarization of `density`."""
+    x = jnp.sqrt(rs)
     energy = _fit(x, fits[0])
     if density.polarized:
         zeta4 = density.zeta**4
