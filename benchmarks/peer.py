@@ -8,7 +8,7 @@ from pyscf import dft, gto, lib, scf
 
 from benchmarks.measure import threads
 from benchmarks.reference import Case
-from qchem import Basis
+from qchem import Basis, Molecule
 from qchem.basis.library import default_auxiliary
 from qchem.molecule import SYMBOLS
 
@@ -41,15 +41,78 @@ def shells(basis: Basis, numbers: tuple[int, ...]) -> dict[str, list]:
     return found
 
 
-def molecule(basis: Basis, numbers: tuple[int, ...], positions: np.ndarray) -> gto.Mole:
+def molecule(
+    basis: Basis,
+    numbers: tuple[int, ...],
+    positions: np.ndarray,
+    charge: int = 0,
+    multiplicity: int = 1,
+) -> gto.Mole:
     """PySCF's molecule; AOs are in the same order as ours."""
     return gto.M(
         atom=[(SYMBOLS[z], xyz) for z, xyz in zip(numbers, positions.tolist(), strict=True)],
         basis=shells(basis, numbers),
         unit="bohr",
         cart=not basis.spherical,
+        charge=charge,
+        spin=multiplicity - 1,
         verbose=0,
     )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A converged energy, hartree, and what it took."""
+
+    energy: float
+    s2: float
+    converged: bool
+    newton: bool
+
+
+def converged(
+    mol: Molecule,
+    basis: str,
+    xc: str,
+    *,
+    grid: int = 3,
+    unrestricted: bool = False,
+    newton: bool = False,
+    follow: bool = False,
+) -> Solution:
+    """Energy by the second-order solver, from the start or where DIIS fails.
+
+    Args:
+        mol: A closed shell if its multiplicity is 1, unless `unrestricted`.
+        basis, xc, grid: As in `qchem.energy`.
+        newton: Second order from the start.
+        follow: Follow internal instabilities.
+    """
+    ours = Basis.from_name(mol.numbers, basis)
+    target = molecule(ours, mol.numbers, np.asarray(mol.positions), mol.charge, mol.multiplicity)
+    open_shell = unrestricted or mol.multiplicity > 1
+    if xc == "hf":
+        mf = scf.UHF(target) if open_shell else scf.RHF(target)
+    else:
+        mf = dft.UKS(target, xc=xc) if open_shell else dft.RKS(target, xc=xc)
+        mf.grids.level = grid
+    mf.conv_tol, mf.max_cycle = 1e-10, 100
+    if not newton:
+        mf.kernel()
+    second = newton or not mf.converged
+    if second:
+        dm = None if newton else mf.make_rdm1()
+        mf = mf.newton()
+        mf.kernel(dm0=dm)
+    for _ in range(5 if follow else 0):
+        orbitals, _, stable, _ = mf.stability(return_status=True)
+        if stable:
+            break
+        second = True
+        mf = mf.newton()
+        mf.kernel(orbitals, mf.mo_occ)
+    s2 = mf.spin_square()[0] if open_shell else 0.0
+    return Solution(float(mf.e_tot), float(s2), bool(mf.converged), second)
 
 
 def calculate(

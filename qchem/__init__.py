@@ -4,19 +4,38 @@ from qchem.basis.layout import Basis
 from qchem.calculation import EnergyFunction, Result, energy, energy_fn
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
-from qchem.molecule import Molecule
+from qchem.molecule import SYMBOLS, Molecule
+from qchem.properties import gradient, moments
+from qchem.scf.guess import atomic_densities
+from qchem.scf.hamiltonian import Hamiltonian, Method
+from qchem.scf.orbitals import canonical_orthogonalizer, density_matrix, diagonalize
+from qchem.scf.solve import SCFResult, solve
+from qchem.units import BOHR_IN_ANGSTROM, HARTREE_IN_KELVIN
 from qchem.xc.functional import Functional
 
 __all__ = [
+    "BOHR_IN_ANGSTROM",
     "Basis",
     "ConvergenceError",
     "EnergyFunction",
     "Functional",
     "Grid",
+    "HARTREE_IN_KELVIN",
+    "Hamiltonian",
     "InputError",
+    "Method",
     "Molecule",
     "QChemError",
     "Result",
+    "SCFResult",
+    "SYMBOLS",
+    "atomic_densities",
+    "canonical_orthogonalizer",
+    "density_matrix",
+    "diagonalize",
     "energy",
     "energy_fn",
+    "gradient",
+    "moments",
+    "solve",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -20,24 +21,46 @@ from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.molecule import Molecule
 from qchem.properties import gradient, moments
+from qchem.scf.converge import check_solver, converge, curvature, traced
 from qchem.scf.hamiltonian import ENERGIES, Method, TwoElectron
 from qchem.scf.solve import SCFResult, solve
+from qchem.scf.stability import UNSTABLE
+from qchem.scf.start import Guess
 from qchem.xc.functional import Functional
 
 BasisLike = str | Mapping[str, str] | Basis
 GridLike = int | tuple[int, int] | Grid
+_EMPTY = 1e-14  # occupation
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Lowest second derivatives of the energy along rotations of the orbitals, hartree.
+
+    Attributes:
+        internal: Among orbitals of the same kind; infinite where there is nothing to rotate.
+        external: For a closed shell, where the two spins may rotate apart; else None.
+        stable: Whether the solution is a minimum among orbitals of the same kind.
+    """
+
+    internal: float
+    external: float | None
+    stable: bool
 
 
 class Result:
     """A finished calculation, in hartree and bohr.
 
     Attributes:
+        molecule: That was calculated.
         energy: Total energy.
         energies: Its parts: nuclear, one_electron, coulomb, exchange, xc.
         converged, cycles, residual: Of the SCF; the residual is max|FDS - SDF|.
         dipole: e bohr, about the origin of the coordinates.
         homo, lumo: Orbital energies; one per spin if unrestricted; None where there is no orbital.
         s2: Expectation value of S².
+        free_energy: `energy` less kT times the electrons' entropy, where the occupation is smeared.
+        stages: What was done to converge: methods in turn, their cycles, and where they ended.
         nao, nelectron: Numbers of basis functions and electrons.
         mo_coeff, mo_energy, mo_occ, dm: With the spin axis leading.
         settings, timings: What was calculated and how long it took, s.
@@ -52,7 +75,9 @@ class Result:
         settings: dict[str, Any],
         timings: dict[str, float],
     ):
-        self._molecule, self._method, self.scf = molecule, method, scf
+        self.molecule, self._method, self.scf = molecule, method, scf
+        self.stages: list[dict[str, Any]] = settings.get("stages", [])
+        self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
         self.energies = {name: float(energies[name]) for name in ENERGIES}
         self.converged = bool(scf.converged)
@@ -71,15 +96,44 @@ class Result:
     def forces(self) -> Float[np.ndarray, "natom 3"]:
         """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
 
+        With smearing, of `free_energy`.
+
         Raises:
             ConvergenceError: The SCF has not converged: its energy is not stationary.
         """
         self.scf.require_converged()
         start = perf_counter()
-        positions = jnp.asarray(self._molecule.positions)
-        forces = -np.asarray(_gradient(self._method, positions, self.scf.factor))
+        positions = jnp.asarray(self.molecule.positions)
+        orbitals = self.scf.factor, None
+        if self.settings.get("smearing"):
+            # Canonical order matters to orthonormalization; what is all but empty is left out.
+            filled = self.scf.mo_occ > _EMPTY
+            orbitals = jnp.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
+        forces = -np.asarray(_gradient(self._method, positions, *orbitals))
         self.timings["forces"] = perf_counter() - start
         return forces
+
+    def stability(self) -> Stability:
+        """Whether the solution is a minimum, by the lowest eigenvalues of the orbital Hessian.
+
+        What an instability leads to: `energy(..., follow_instability=True)`, with
+        `unrestricted=True` for an external one.
+
+        Raises:
+            ConvergenceError: The SCF has not converged.
+            InputError: The occupation is fractional.
+        """
+        self.scf.require_converged()
+        if self.settings.get("smearing"):
+            raise InputError("stability is that of whole occupation: leave smearing out.")
+        positions = jnp.asarray(self.molecule.positions)
+        hamiltonian, _ = _hamiltonian(self._method, positions)
+        nocc = tuple(int(round(n.sum() * len(self.mo_occ) / 2)) for n in self.mo_occ)
+        internal = float(curvature(hamiltonian, self.scf, nocc).eigenvalue)
+        external = None
+        if len(nocc) == 1:
+            external = float(curvature(hamiltonian, self.scf, nocc, True).eigenvalue)
+        return Stability(internal, external, internal >= UNSTABLE)
 
     def require_converged(self) -> Result:
         """This result, or `ConvergenceError`."""
@@ -102,6 +156,10 @@ def energy(
     aux: BasisLike | None = None,
     grid: GridLike = 3,
     cartesian: bool = False,
+    unrestricted: bool = False,
+    guess: str | Result = "sap",
+    solver: str = "auto",
+    follow_instability: bool = False,
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -117,8 +175,14 @@ def energy(
         aux: Auxiliary set of density fitting; by default the one that suits `basis`.
         grid: Level 0 to 9, numbers of (radial, angular) points, or a `Grid`.
         cartesian: Cartesian instead of spherical functions.
-        **scf_options: Of `qchem.scf.solve`, `max_cycles` for example; `tolerance` is its
-            `residual_tolerance`.
+        unrestricted: Different orbitals for alpha and beta electrons even at multiplicity 1.
+        guess: Atomic potentials ("sap") or densities ("sad") side by side, bare nuclei ("core"),
+            or another result for the same atoms, at any geometry and in any basis.
+        solver: "diis"; "second-order", Newton's method within a trust region; or "auto", the first
+            and, where it stalls, the second.
+        follow_instability: Go on downhill where the solution is a saddle point of the energy.
+        **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
+            for example; `tolerance` is its `residual_tolerance`.
 
     Returns:
         The result, converged or not: see `Result.converged`.
@@ -129,17 +193,30 @@ def energy(
     start = perf_counter()
     _check_precision(molecule.positions)
     method, settings = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
-    nocc = _occupied(molecule)
-    options = _scf_options(scf_options)
+    nocc = _occupied(molecule, unrestricted)
+    options = resolved_options(scf_options)
+    check_solver(solver, options)
+    first = _guess(guess, method)
     positions = jnp.asarray(molecule.positions)
     timings = {"plan": perf_counter() - start}
     start = perf_counter()
-    hamiltonian, guess = jax.block_until_ready(_hamiltonian(method, positions))
+    hamiltonian, screened = jax.block_until_ready(_hamiltonian(method, positions))
     timings["integrals"] = perf_counter() - start
     start = perf_counter()
-    scf, energies = jax.block_until_ready(_solve(hamiltonian, guess, nocc, options))
+    scf, energies, stages = converge(
+        hamiltonian, screened, first, nocc, options, solver, follow_instability
+    )
     timings["scf"] = perf_counter() - start
-    settings |= {"charge": molecule.charge, "multiplicity": molecule.multiplicity, **options}
+    settings |= {
+        "charge": molecule.charge,
+        "multiplicity": molecule.multiplicity,
+        "unrestricted": len(nocc) == 2,
+        "guess": first.name,
+        "solver": solver,
+        "follow_instability": follow_instability,
+        "stages": stages,
+        **options,
+    }
     return Result(molecule, method, scf, energies, settings, timings)
 
 
@@ -152,6 +229,8 @@ class EnergyFunction(eqx.Module):
 
     method: Method
     nocc: tuple[int, ...] = eqx.field(static=True)
+    guess: Guess
+    solver: str = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
 
@@ -190,8 +269,7 @@ class EnergyFunction(eqx.Module):
 
     def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
         """Converged orbitals and all that belongs to them. Not differentiable."""
-        hamiltonian, guess = self.method.hamiltonian(jnp.asarray(positions))
-        return _solve(hamiltonian, guess, self.nocc, dict(self.options))[0]
+        return _solve(self, jnp.asarray(positions))
 
     def _mapped(self, *, with_gradient: bool):
         """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
@@ -238,6 +316,9 @@ def energy_fn(
     aux: BasisLike | None = None,
     grid: GridLike = 3,
     cartesian: bool = False,
+    unrestricted: bool = False,
+    guess: str | Result = "sap",
+    solver: str = "diis",
     chunk: int = 1,
     **scf_options: Any,
 ) -> EnergyFunction:
@@ -249,9 +330,11 @@ def energy_fn(
     Args:
         numbers: Atomic numbers.
         charge, multiplicity: As in `Molecule`.
+        solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
-        basis, xc, two_electron, aux, grid, cartesian, **scf_options: As in `energy`.
+        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, **scf_options: As in
+            `energy`.
     """
     apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
     molecule = Molecule.from_arrays(
@@ -260,17 +343,43 @@ def energy_fn(
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
     method, _ = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
-    options = tuple(_scf_options(scf_options).items())
-    return EnergyFunction(method, _occupied(molecule), chunk, options)
+    options = resolved_options(scf_options)
+    check_solver(solver, options)
+    if options.get("smearing"):
+        raise InputError("energy_fn has no smearing; qchem.energy has.")
+    nocc, first = _occupied(molecule, unrestricted), _guess(guess, method)
+    return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()))
 
 
-def _occupied(molecule: Molecule) -> tuple[int, ...]:
-    if molecule.multiplicity == 1:
+def _guess(guess: str | Result, method: Method) -> Guess:
+    if isinstance(guess, str):
+        return Guess.from_name(guess, method.numbers, method.basis)
+    if not isinstance(guess, Result):
+        raise InputError(
+            f"guess = {guess!r}; 'sap', 'sad', 'core' or the result of another calculation will do."
+        )
+    old = guess._method
+    if old.numbers != method.numbers:
+        raise InputError(
+            f"the guess is a result for the atoms {old.numbers}, not for {method.numbers}; "
+            "the same atoms in the same order are needed."
+        )
+    positions = guess.molecule.positions
+    return Guess.from_orbitals(guess.scf.factor, old.basis, method.basis, positions)
+
+
+def _occupied(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
+    if molecule.multiplicity == 1 and not unrestricted:
         return (molecule.nalpha,)
     return molecule.nalpha, molecule.nbeta
 
 
-def _scf_options(options: dict[str, Any]) -> dict[str, Any]:
+def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `qchem.scf.solve` under its own names.
+
+    Raises:
+        InputError: A name that it does not know.
+    """
     known = set(inspect.signature(solve).parameters) - {"hamiltonian", "nocc", "guess_fock"}
     renamed = {"residual_tolerance" if k == "tolerance" else k: v for k, v in options.items()}
     unknown = sorted(set(renamed) - known)
@@ -357,15 +466,15 @@ def _hamiltonian(method, positions):
 
 
 @eqx.filter_jit
-def _solve(hamiltonian, guess, nocc, options):
-    guess = jnp.broadcast_to(guess[None], (len(nocc), *guess.shape))
-    scf = solve(hamiltonian, nocc, guess, **options)
-    return scf, hamiltonian.energies(scf.factor)
+def _solve(function, positions):
+    hamiltonian, screened = function.method.hamiltonian(positions)
+    options = dict(function.options)
+    return traced(hamiltonian, screened, function.guess, function.nocc, options, function.solver)
 
 
 @eqx.filter_jit
-def _gradient(method, positions, factor):
-    return gradient(method, positions, factor)
+def _gradient(method, positions, orbitals, occupation):
+    return gradient(method, positions, orbitals, occupation)
 
 
 @eqx.filter_jit

@@ -1,18 +1,24 @@
-"""Coulomb and exchange matrices: from stored integrals, recomputed ones, or density fitting."""
+"""Coulomb and exchange matrices: from stored integrals, recomputed ones, or density fitting.
+
+With range separation the exchange has two parts, `full` times that of 1/r and `attenuated` times
+that of erf(omega r)/r, or of erfc(|omega| r)/r where omega is negative; omega 0 means none.
+"""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from qchem.integrals.moments import unpack
-from qchem.integrals.pairs import Distribution, npair
+from qchem.integrals.pairs import Distribution, attenuated, npair
 from qchem.integrals.two_electron import (
     coulomb_2c,
     coulomb_3c,
@@ -23,6 +29,32 @@ from qchem.integrals.two_electron import (
 )
 
 _UNPACKED_BYTES = 1 << 28  # of three-index integrals unpacked at once for the exchange
+_METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_fit_ranges`
+
+
+class ExchangeWeights(NamedTuple):
+    """Fractions of exact exchange; see the head of this module."""
+
+    full: float
+    attenuated: float = 0.0
+    omega: float = 0.0
+
+    def of_long_range(self) -> ExchangeWeights:
+        """The same sum with omega positive: what is short-ranged is the full less the long."""
+        if self.omega >= 0:
+            return self
+        return ExchangeWeights(self.full + self.attenuated, -self.attenuated, -self.omega)
+
+
+def over_ranges(f: Callable[..., PyTree], omega: float, *lists: tuple[Distribution, ...]) -> PyTree:
+    """f of the lists for 1/r and, if omega is not 0, for erf(|omega| r)/r: stacked.
+
+    One compiled program serves both.
+    """
+    if omega == 0:
+        return jax.tree.map(lambda x: x[None], f(*lists))
+    inverse = jnp.asarray([0.0, omega**-2], lists[0][0].width.dtype)
+    return jax.lax.map(lambda s: f(*(attenuated(rows, s) for rows in lists)), inverse)
 
 
 class AbstractJK(eqx.Module):
@@ -46,6 +78,15 @@ class PackedJK(AbstractJK):
     def build(cls, pairs: tuple[Distribution, ...], nao: int) -> PackedJK:
         """Computes the integrals of the AO pairs."""
         return cls(coulomb_4c(pairs, npair(nao)))
+
+    @classmethod
+    def build_separated(
+        cls, pairs: tuple[Distribution, ...], nao: int, weights: ExchangeWeights
+    ) -> tuple[PackedJK, PackedJK]:
+        """The builder for 1/r, and one whose exchange is the weighted sum of both parts."""
+        full, far, omega = weights.of_long_range()
+        integrals = over_ranges(lambda pairs: coulomb_4c(pairs, npair(nao)), omega, pairs)
+        return cls(integrals[0]), cls(full * integrals[0] + far * integrals[1])
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
@@ -108,7 +149,20 @@ class DensityFittedJK(AbstractJK):
         cls, pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], nao: int, naux: int
     ) -> DensityFittedJK:
         """Fits the AO pairs."""
-        return cls.fit(coulomb_3c(pairs, aux, npair(nao), naux), coulomb_2c(aux, naux))
+        return cls.build_separated(pairs, aux, nao, naux, 0.0)[0]
+
+    @classmethod
+    def build_separated(
+        cls,
+        pairs: tuple[Distribution, ...],
+        aux: tuple[Distribution, ...],
+        nao: int,
+        naux: int,
+        omega: float,
+    ) -> tuple[DensityFittedJK, ...]:
+        """The builder for 1/r and, if omega is not 0, one for the attenuated interaction."""
+        integrals = partial(_fitting_integrals, nao, naux)
+        return _fit_ranges(*over_ranges(integrals, omega, pairs, aux), omega)
 
     @classmethod
     def fit(
@@ -149,49 +203,109 @@ class DensityFittedJK(AbstractJK):
         return jax.lax.scan(lambda k, c: (k + jax.checkpoint(part)(c), None), zero, chunks)[0]
 
 
+def _fitting_integrals(nao, naux, pairs, aux):
+    return coulomb_3c(pairs, aux, npair(nao), naux), coulomb_2c(aux, naux)
+
+
+def _fit_ranges(three, two, omega):
+    """Builders from (ab|P) and (P|Q) of `over_ranges`; the metric is that of the interaction.
+
+    Tight functions of the same moments do not differ in erf(omega r)/r: their metric is singular
+    to rounding. A small multiple of the unit matrix makes it regular, smoothly in the positions;
+    the exchange energy of a small molecule changes by about 1e-9 hartree, as with the directions
+    of small eigenvalues cut off.
+    """
+    if omega < 0:
+        three, two = (jnp.stack([x[0], x[0] - x[1]]) for x in (three, two))
+    elif omega > 0:
+        naux = two.shape[1]
+        largest = jax.lax.stop_gradient(jnp.max(two[1]))
+        shift = jnp.maximum(_METRIC_SHIFT, naux * float(jnp.finfo(two.dtype).eps) * largest)
+        two = two.at[1].add(shift * jnp.eye(naux, dtype=two.dtype))
+    return tuple(DensityFittedJK.fit(*both) for both in zip(three, two, strict=True))
+
+
+def exact_energy(
+    pairs: tuple[Distribution, ...],
+    dm: Float[Array, "nspin nao nao"],
+    weights: ExchangeWeights,
+) -> Float[Array, ""]:
+    """Coulomb energy and weighted exchange energy, as `coulomb_energy` counts them, hartree."""
+    full, far, omega = weights.of_long_range()
+    if omega == 0:
+        return coulomb_energy(pairs, dm, 1.0, full)
+    # Rows: 1/omega², weight of the Coulomb energy, weight of the exchange energy.
+    terms = jnp.asarray([[0.0, 1.0, full], [omega**-2, 0.0, far]], dm.dtype)
+
+    def term(row):
+        return coulomb_energy(attenuated(pairs, row[0]), dm, row[1], row[2])
+
+    return jnp.sum(jax.lax.map(term, terms))
+
+
 def fitted_energy(
     pairs: tuple[Distribution, ...],
     aux: tuple[Distribution, ...],
     factor: Float[Array, "nspin nao nocc"],
     naux: int,
     coulomb: float,
-    exchange: float,
+    exchange: float | ExchangeWeights,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
     Its derivative contracts derivatives of (ab|P) and (P|Q) with their weights in the energy, tile
     by tile: none is ever stored.
     """
+    if not isinstance(exchange, ExchangeWeights):
+        exchange = ExchangeWeights(exchange)
     return _fitted_energy(naux, coulomb, exchange, pairs, aux, factor)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _fitted_energy(naux, coulomb, exchange, pairs, aux, factor):
-    three = coulomb_3c(pairs, aux, npair(factor.shape[1]), naux)
-    return _energy_of_integrals(coulomb, exchange, three, coulomb_2c(aux, naux), factor)
+    integrals = partial(_fitting_integrals, factor.shape[1], naux)
+    three, two = over_ranges(integrals, exchange.omega, pairs, aux)
+    return _energy_of_integrals(coulomb, exchange, three, two, factor)
 
 
 @_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
     pairs, aux, factor = primals
-    three = coulomb_3c(pairs, aux, npair(factor.shape[1]), naux)
-    two = coulomb_2c(aux, naux)
+    integrals = partial(_fitting_integrals, factor.shape[1], naux)
+    three, two = over_ranges(integrals, exchange.omega, pairs, aux)
     energy = partial(_energy_of_integrals, coulomb, exchange)
     value, slopes = jax.value_and_grad(energy, argnums=(0, 1, 2))(three, two, factor)
-    metric = 0.5 * (slopes[1] + slopes[1].T)
+    metric = 0.5 * (slopes[1] + jnp.swapaxes(slopes[1], 1, 2))
 
     def weighted(pairs, aux):
-        return weighted_3c(pairs, aux, slopes[0]) + weighted_2c(aux, metric)
+        return _weighted_ranges(pairs, aux, slopes[0], metric, exchange.omega)
 
     tangent = jax.jvp(weighted, (pairs, aux), tangents[:2])[1]
     return value, tangent + jnp.vdot(slopes[2], tangents[2])
 
 
+def _weighted_ranges(pairs, aux, three, two, omega):
+    """Sum of weights times the integrals of `over_ranges`."""
+
+    def term(pairs, aux, three, two):
+        return weighted_3c(pairs, aux, three) + weighted_2c(aux, two)
+
+    if omega == 0:
+        return term(pairs, aux, three[0], two[0])
+    inverse = jnp.asarray([0.0, omega**-2], three.dtype)
+    terms = jax.lax.map(
+        lambda x: term(attenuated(pairs, x[0]), attenuated(aux, x[0]), x[1], x[2]),
+        (inverse, three, two),
+    )
+    return jnp.sum(terms)
+
+
 def _energy_of_integrals(coulomb, exchange, three, two, factor):
-    jk = DensityFittedJK.fit(three, two)
+    jks = _fit_ranges(three, two, exchange.omega)
     dm = factor @ jnp.swapaxes(factor, 1, 2)
     density = jnp.sum(dm, axis=0)
-    energy = 0.5 * coulomb * jnp.vdot(jk.coulomb(density), density)
-    if exchange:
-        energy = energy - 0.5 * exchange * jnp.vdot(jk.exchange(factor), dm)
+    energy = 0.5 * coulomb * jnp.vdot(jks[0].coulomb(density), density)
+    for jk, weight in zip(jks, exchange, strict=False):  # full, attenuated
+        if weight:
+            energy = energy - 0.5 * weight * jnp.vdot(jk.exchange(factor), dm)
     return energy

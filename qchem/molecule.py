@@ -74,11 +74,7 @@ class Molecule(eqx.Module):
             MoleculeError: A file that cannot be read, a malformed line (its number is named),
                 more than one frame, or anything that `from_arrays` refuses.
         """
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                lines = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise MoleculeError(f"cannot read {str(path)!r}: {error}") from error
+        lines = _lines(path)
         try:
             symbols, positions = _parse_xyz(lines)
             return cls.from_arrays(
@@ -86,6 +82,42 @@ class Molecule(eqx.Module):
             )
         except MoleculeError as error:
             raise MoleculeError(f"{path}: {error}") from error
+
+    @classmethod
+    def frames_from_xyz(
+        cls, path: str | PathLike[str], *, charge: int = 0, multiplicity: int = 1
+    ) -> "list[Molecule]":
+        """Read all frames of an xyz file, each written as `from_xyz` wants it.
+
+        Raises:
+            MoleculeError: As `from_xyz`; the frame and its first line are named.
+        """
+        lines = _lines(path)
+        while lines and not lines[-1].strip():
+            lines.pop()
+        frames, start = [], 0
+        while start < len(lines) or not frames:
+            count = lines[start].strip() if start < len(lines) else ""
+            end = start + 2 + int(count) if count.isdigit() else len(lines)
+            try:
+                symbols, positions = _parse_xyz(lines[start:end])
+                frames.append(
+                    cls.from_arrays(
+                        symbols,
+                        positions,
+                        unit="angstrom",
+                        charge=charge,
+                        multiplicity=multiplicity,
+                    )
+                )
+            except MoleculeError as error:
+                raise MoleculeError(
+                    f"{path}, frame {len(frames) + 1}, which begins at line {start + 1}: {error}"
+                ) from error
+            start = end
+            while start < len(lines) and not lines[start].strip():
+                start += 1
+        return frames
 
     @classmethod
     def from_arrays(
@@ -119,6 +151,14 @@ class Molecule(eqx.Module):
         _check_distances(numbers, placed)
         _check_electrons(sum(numbers), _integer("charge", charge), multiplicity)
         return cls(numbers, placed, int(charge), int(multiplicity))
+
+
+def _lines(path: str | PathLike[str]) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoleculeError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:

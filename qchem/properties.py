@@ -14,14 +14,23 @@ from qchem.scf.orbitals import density_matrix, spin_square
 
 
 def gradient(
-    method: Method, positions: Float[Array, "natom 3"], factor: Float[Array, "nspin nao nocc"]
+    method: Method,
+    positions: Float[Array, "natom 3"],
+    factor: Float[Array, "nspin nao nocc"],
+    occupation: Float[Array, "nspin nocc"] | None = None,
 ) -> Float[Array, "natom 3"]:
     """dE/dR of a converged energy, hartree/bohr.
 
     All that moves with the nuclei is differentiated: integrals, grid, overlap. The orbitals are
     held except for what keeps them orthonormal, since the energy is stationary in them.
+
+    Args:
+        method, positions: What was calculated.
+        factor: Occupied orbitals times the roots of their occupation.
+        occupation: Where it is fractional, and `factor` then the orbitals alone. At an electronic
+            temperature the derivative is that of the free energy, which is what is stationary.
     """
-    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor))
+    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor), occupation)
 
 
 def moments(

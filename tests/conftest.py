@@ -7,4 +7,4 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-install_import_hook("qchem", "beartype.beartype")
+install_import_hook(["qchem", "srdft"], "beartype.beartype")

@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 import qchem
 from qchem.errors import ConvergenceError, FunctionalNotFoundError, InputError
+from qchem.scf.start import Guess, overlaps
 from tests import oracle
 
 ENERGY_ATOL = 1e-9
@@ -75,6 +76,112 @@ def test_a_broken_geometry_is_not_a_number(batched, values):
 def test_second_derivatives_are_refused(function):
     with pytest.raises(NotImplementedError, match="response of the orbitals"):
         jax.hessian(function)(jnp.asarray(H2))
+
+
+@pytest.fixture(scope="module")
+def ion():
+    """HeH+ in Hartree-Fock: two electrons, no symmetry that would fix their orbital."""
+    settings = {"basis": "6-31g", "xc": "hf"}
+    mol = molecule(("He", "H"), [[0.0, 0.0, 0.0], [0.0, 0.0, 1.4632]], charge=1)
+    return mol, settings, qchem.energy(mol, **settings).require_converged()
+
+
+@pytest.mark.parametrize("guess", ["sad", "core"])
+def test_guesses_lead_to_the_same_solution(guess, ion):
+    mol, settings, plain = ion
+    result = qchem.energy(mol, guess=guess, **settings).require_converged()
+    assert_allclose(result.energy, plain.energy, rtol=0, atol=ENERGY_ATOL)
+    assert result.settings["guess"] == guess
+    assert result.scf.energy_history[0] != plain.scf.energy_history[0]
+
+
+def test_a_result_is_a_guess_for_another_geometry_or_spin(ion):
+    mol, settings, plain = ion
+    again = qchem.energy(mol, guess=plain, **settings)
+    assert again.cycles <= 2 and again.settings["guess"] == "result"
+    longer = molecule(("He", "H"), 1.05 * np.asarray(mol.positions), charge=1)
+    moved = qchem.energy(longer, guess=plain, **settings)
+    fresh = qchem.energy(longer, **settings)
+    assert_allclose(moved.energy, fresh.energy, rtol=0, atol=ENERGY_ATOL)
+    assert moved.scf.energy_history[0] < fresh.scf.energy_history[0]
+    parted = qchem.energy(mol, guess=plain, unrestricted=True, **settings)
+    assert parted.mo_occ.shape[0] == 2 and parted.cycles <= 2
+    joined = qchem.energy(mol, guess=parted, **settings)
+    assert joined.cycles <= 2
+    assert_allclose([parted.energy, joined.energy], plain.energy, rtol=0, atol=ENERGY_ATOL)
+
+
+def test_orbitals_are_projected_from_another_basis(ion):
+    mol, settings, plain = ion
+    small = qchem.energy(mol, "sto-3g", "hf")
+    projected = qchem.energy(mol, guess=small, **settings)
+    assert_allclose(projected.energy, plain.energy, rtol=0, atol=ENERGY_ATOL)
+    bases = [r._method.basis for r in (plain, small)]
+    overlap, cross = overlaps(*bases, jnp.asarray(mol.positions))
+    assert_allclose(np.diag(overlap), 1, rtol=1e-12)
+    # The projection onto a set that holds the old functions keeps them; here it only comes close.
+    factor = Guess.from_orbitals(small.scf.factor, bases[1], bases[0], mol.positions).factor
+    kept = float(np.vdot(factor, np.asarray(overlap) @ factor)) / 2
+    assert 0.97 < kept < 1
+    assert_allclose(np.vdot(factor[0], cross @ small.scf.factor[0]), 2 * kept, rtol=1e-10)
+
+
+def test_second_order_takes_over_and_says_so(results):
+    plain = results[0]
+    assert [stage["method"] for stage in plain.stages] == ["diis"]
+    second = qchem.energy(molecule("HH", H2), solver="second-order", **SETTINGS)
+    assert_allclose(second.energy, plain.energy, rtol=0, atol=ENERGY_ATOL)
+    assert [stage["method"] for stage in second.stages] == ["diis", "second-order"]
+    assert sum(stage["cycles"] for stage in second.stages) == second.cycles
+    assert second.stages == second.settings["stages"] and second.stages[-1]["converged"]
+    assert_allclose(second.forces(), plain.forces(), rtol=0, atol=FORCE_ATOL)
+
+
+def test_where_diis_stalls_second_order_follows(ion):
+    mol, settings, plain = ion
+    stalled = qchem.energy(mol, guess="core", stall=1, damping=0.9, **settings)
+    assert [stage["method"] for stage in stalled.stages] == ["diis", "second-order"]
+    assert_allclose(stalled.energy, plain.energy, rtol=0, atol=ENERGY_ATOL)
+    alone = qchem.energy(mol, guess="core", stall=1, damping=0.9, solver="diis", **settings)
+    assert not alone.converged and alone.cycles < stalled.cycles
+    function = qchem.energy_fn((2, 1), charge=1, solver="auto", stall=1, damping=0.9, **settings)
+    assert_allclose(function(mol.positions), plain.energy, rtol=0, atol=ENERGY_ATOL)
+
+
+def test_symmetry_breaks_where_that_lowers_the_energy():
+    """Hydrogen at 5 bohr: two atoms of -0.466582 hartree each, and the dispersion of none."""
+    apart = molecule("HH", [[0.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
+    closed = qchem.energy(apart, "sto-3g", "hf")
+    stability = closed.stability()
+    assert stability.stable and stability.internal > 0 > stability.external
+    options = {"unrestricted": True, "follow_instability": True}
+    parted = qchem.energy(apart, "sto-3g", "hf", **options)
+    methods = [stage["method"] for stage in parted.stages]
+    assert methods == ["diis", "stability", "second-order", "stability"]
+    assert_allclose(parted.energy, 2 * -0.466582, atol=2e-3)
+    assert closed.energy > parted.energy + 0.1
+    assert_allclose(parted.s2, 1, atol=0.05)
+    assert parted.stability().stable
+    assert parted.settings["unrestricted"] and parted.settings["follow_instability"]
+
+
+def test_smearing_minimizes_the_free_energy():
+    """Oxygen's pi* orbitals, half filled each, have an entropy of 4 ln 2."""
+    mol = molecule("OO", [[0.0, 0.0, 0.0], [0.3, 0.4, 2.2311]])
+    settings = {"basis": "sto-3g", "xc": "hf", "smearing": 0.05, "tolerance": 1e-9}
+    result = qchem.energy(mol, **settings).require_converged()
+    assert_allclose(result.mo_occ.sum(), 16, rtol=1e-12)
+    assert 0.9 < result.mo_occ[0, 8] < 1.1
+    assert_allclose(result.energy - result.free_energy, 0.05 * 4 * np.log(2), rtol=1e-2)
+    free = []
+    for step in (-1e-3, 1e-3):
+        positions = np.asarray(mol.positions).copy()
+        positions[1, 2] += step
+        free.append(qchem.energy(molecule("OO", positions), **settings).free_energy)
+    slope = (free[1] - free[0]) / 2e-3
+    assert_allclose(result.forces()[1, 2], -slope, rtol=0, atol=2e-6)
+    with pytest.raises(InputError, match="smearing"):
+        result.stability()
 
 
 def test_single_precision(function, results):
@@ -149,12 +256,24 @@ def test_forces_need_convergence():
         ({"basis": {"H": "sto-3g"}, "two_electron": "df"}, InputError, "needs aux="),
         ({"multiplicity": 2}, InputError, "electron"),
         ({"chunk": 0}, InputError, "chunk"),
+        ({"guess": "hukel"}, InputError, "'hukel'.*'sap', 'sad', 'core'"),
+        ({"solver": "newton"}, InputError, "'newton'.*'second-order'"),
+        ({"smearing": 0.01}, InputError, "energy_fn has no smearing"),
+        ({"smearing": 0.01, "solver": "second-order"}, InputError, "whole occupation"),
         ({"basis": qchem.Basis.from_name((1,), "sto-3g")}, InputError, "1 atoms, not for 2"),
     ],
 )
 def test_wrong_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         qchem.energy_fn((1, 1), **{"basis": "sto-3g", "xc": "hf"} | options)
+
+
+def test_guesses_that_do_not_fit_are_refused(results):
+    helium = molecule(("He", "H"), H2, charge=1)
+    with pytest.raises(InputError, match=r"atoms \(1, 1\), not for \(2, 1\)"):
+        qchem.energy(helium, guess=results[0], **SETTINGS)
+    with pytest.raises(InputError, match="smearing = -1"):
+        qchem.energy(molecule("HH", H2), smearing=-1.0, **SETTINGS)
 
 
 def test_positions_of_other_molecules_are_refused(function):

@@ -56,7 +56,7 @@ def compared(request):
         hamiltonian, guess = method.hamiltonian(POSITIONS)
         factor = reorthonormalize(factor, hamiltonian.overlap, 2.0 / nspin)
         line = jnp.concatenate([factor[None], oracle.stencil(factor, direction, STEP)])
-        parts, focks = jax.lax.map(hamiltonian._energies_and_fock, line)
+        parts, focks = jax.lax.map(hamiltonian.energies_and_fock, line)
         return {
             "factor": factor,
             "parts": parts,

@@ -273,8 +273,8 @@ def _packed_density(dm):
 def coulomb_energy(
     pairs: tuple[Distribution, ...],
     dm: Float[Array, "nspin nao nao"],
-    coulomb: float,
-    exchange: float,
+    coulomb: float | Float[Array, ""],
+    exchange: float | Float[Array, ""],
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy of `dm`; integrals are made in tiles, never stored.
 
@@ -283,7 +283,7 @@ def coulomb_energy(
     Args:
         pairs: Distributions of the AO pairs.
         dm: Symmetric density matrices.
-        coulomb, exchange: Weights of the two terms.
+        coulomb, exchange: Weights of the two terms; what has the number 0 is not computed.
 
     Returns:
         coulomb/2 sum D_ab D_cd (ab|cd) - exchange/2 sum_s sum D^s_ac D^s_bd (ab|cd), hartree, with
@@ -291,47 +291,53 @@ def coulomb_energy(
     """
     total = jnp.zeros((), dm.dtype)
     pairs = [_by_norm(rows) for rows in pairs]
+    density = dm, *(_weight(x, dm.dtype) for x in (coulomb, exchange))
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = total + _class_energy(*bra, *ket, dm, coulomb, exchange)
+            total = total + _class_energy(*bra, *ket, density)
     return total
 
 
-def _class_energy(bra, bra_norms, ket, ket_norms, dm, coulomb, exchange):
+def _weight(x, dtype):
+    """None for the number 0."""
+    return None if isinstance(x, int | float) and x == 0 else jnp.asarray(x, dtype)
+
+
+def _class_energy(bra, bra_norms, ket, ket_norms, density):
     same = bra is ket
-    nao = dm.shape[-1]
+    nao, dtype = density[0].shape[-1], density[0].dtype
     size = nao * (nao + 1) // 2
     nbra, nket = _tiles(bra, ket)
     bras, kets = _blocks(bra, nbra, size), _blocks(ket, nket, size)
 
     def tile(shared, scanned):
-        dm, bra, first, _ = shared
+        density, bra, first, _ = shared
         ket, start, _ = scanned
-        gamma = _pair_density(dm, bra.index, ket.index.T, coulomb, exchange)
+        gamma = _pair_density(*density, bra.index, ket.index.T)
         if not same:
             return weighted_sum(bra, ket, 2.0 * gamma)
         row = (first + jnp.arange(nbra, dtype=first.dtype))[:, None, None, None]
         column = (start + jnp.arange(nket, dtype=start.dtype))[None, None, None]
         times = jnp.where(row > column, 2, (row == column).astype(jnp.int32))
-        return weighted_sum(bra, ket, gamma * times.astype(dm.dtype))
+        return weighted_sum(bra, ket, gamma * times.astype(dtype))
 
     def wanted_tile(shared, scanned):
         wanted = shared[3] * scanned[2] > SCREENING
         if same:
             wanted &= shared[2] + nbra > scanned[1]
-        return jax.lax.cond(wanted, tile, lambda *_: jnp.zeros((), dm.dtype), shared, scanned)
+        return jax.lax.cond(wanted, tile, lambda *_: jnp.zeros((), dtype), shared, scanned)
 
     def of_bra(shared, scanned):
-        dm, *kets = shared
-        return chunked_sum(wanted_tile, (dm, *scanned), tuple(kets))
+        density, *kets = shared
+        return chunked_sum(wanted_tile, (density, *scanned), tuple(kets))
 
     firsts = np.arange(bras.width.shape[0], dtype=np.int32) * nbra
     starts = np.arange(kets.width.shape[0], dtype=np.int32) * nket
-    shared = dm, kets, starts, _bounds(ket_norms, nket)
+    shared = density, kets, starts, _bounds(ket_norms, nket)
     return chunked_sum(of_bra, shared, (bras, firsts, _bounds(bra_norms, nbra)))
 
 
-def _pair_density(dm, bra, ket, coulomb, exchange):
+def _pair_density(dm, coulomb, exchange, bra, ket):
     """What multiplies (ab|cd) of packed pairs a >= b, c >= d in the energy."""
     nao = dm.shape[-1]
     high, low = (jnp.asarray(x.astype(np.int32)) for x in np.tril_indices(nao))
@@ -340,10 +346,10 @@ def _pair_density(dm, bra, ket, coulomb, exchange):
     a, b = high[bra][:, :, None, None], low[bra][:, :, None, None]
     c, d = high[ket][None, None], low[ket][None, None]
     gamma = jnp.zeros((), dm.dtype)
-    if coulomb:
+    if coulomb is not None:
         density = jnp.sum(dm, axis=0)
         gamma = 0.5 * coulomb * density[a, b] * density[c, d]
-    if exchange:
+    if exchange is not None:
         for spin in dm:
             swapped = spin[a, c] * spin[b, d] + spin[a, d] * spin[b, c]
             gamma = gamma - 0.25 * exchange * swapped

@@ -14,17 +14,27 @@ from qchem.grids import Grid
 from qchem.integrals.moments import packed_moment, unpack
 from qchem.integrals.pairs import (
     PairRows,
+    attenuated,
     auxiliary_distributions,
     charge_distribution,
     npair,
     pair_expansions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import coulomb_energy, potential, potential_energy
-from qchem.jk import AbstractJK, DensityFittedJK, DirectJK, PackedJK, fitted_energy
+from qchem.integrals.two_electron import potential, potential_energy
+from qchem.jk import (
+    AbstractJK,
+    DensityFittedJK,
+    DirectJK,
+    ExchangeWeights,
+    PackedJK,
+    exact_energy,
+    fitted_energy,
+)
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.functional import Functional
+from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC
 
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc")  # parts of the total
@@ -36,19 +46,26 @@ class Hamiltonian(eqx.Module):
     """Kohn-Sham energy at one geometry, as a function of occupied orbitals.
 
     Orbitals come as a `factor`: occupied columns times the square root of their occupation, so
-    that dm_s = factor_s factor_s^T.
+    that dm_s = factor_s factor_s^T. The exact exchange is `exchange_fraction` times that of `jk`
+    and, with range separation, `attenuated_fraction` times that of `attenuated_jk`.
     """
 
     overlap: Float[Array, "nao nao"]
+    kinetic: Float[Array, "nao nao"]
     hcore: Float[Array, "nao nao"]
     jk: AbstractJK
-    xc: GridXC | None
+    xc: GridXC | SummedXC | None
     nuclear_repulsion: Float[Array, ""]
     exchange_fraction: float = eqx.field(static=True)
+    attenuated_jk: AbstractJK | None = None
+    attenuated_fraction: float = eqx.field(static=True, default=0.0)
 
     def energies(self, factor: Float[Array, "nspin nao nocc"]) -> dict[str, Float[Array, ""]]:
         """The parts of the total energy, hartree."""
-        return self._energies_and_fock(factor)[0]
+        energies, _ = self._without_xc(factor)
+        if self.xc is not None:
+            energies["xc"] = self.xc.energy(density_matrix(factor))
+        return energies
 
     def energy(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
         """Total energy, hartree."""
@@ -59,10 +76,28 @@ class Hamiltonian(eqx.Module):
     ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
         """Total energy and dE/d(dm) of each spin, hartree; half the derivative dE/d(factor) is
         the Fock matrix times the factor."""
-        energies, fock = self._energies_and_fock(factor)
+        energies, fock = self.energies_and_fock(factor)
         return sum(energies.values()), fock
 
-    def _energies_and_fock(self, factor):
+    def energies_and_fock(
+        self, factor: Float[Array, "nspin nao nocc"]
+    ) -> tuple[dict[str, Float[Array, ""]], Float[Array, "nspin nao nao"]]:
+        """`energies`, and the Fock matrix as in `energy_and_fock`, hartree."""
+        energies, fock = self._without_xc(factor)
+        if self.xc is not None:
+            energies["xc"], potential = self.xc.energy_and_fock(density_matrix(factor))
+            fock = fock + potential
+        return energies, fock
+
+    def exchange(
+        self, factor: Float[Array, "nspin nao nocc"]
+    ) -> Float[Array, "nspin nao nao"] | None:
+        """What exact exchange takes from the Fock matrix, hartree; None without any."""
+        parts = (self.exchange_fraction, self.jk), (self.attenuated_fraction, self.attenuated_jk)
+        matrices = [fraction * jk.exchange(factor) for fraction, jk in parts if fraction]
+        return sum(matrices) * (0.5 * factor.shape[0]) if matrices else None
+
+    def _without_xc(self, factor):
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         coulomb = self.jk.coulomb(density)
@@ -74,13 +109,10 @@ class Hamiltonian(eqx.Module):
             "exchange": jnp.zeros_like(self.nuclear_repulsion),
             "xc": jnp.zeros_like(self.nuclear_repulsion),
         }
-        if self.exchange_fraction:
-            exchange = self.jk.exchange(factor) * (self.exchange_fraction * 0.5 * dm.shape[0])
+        exchange = self.exchange(factor)
+        if exchange is not None:
             energies["exchange"] = -0.5 * jnp.vdot(exchange, dm)
             fock = fock - exchange
-        if self.xc is not None:
-            energies["xc"], potential = self.xc.energy_and_fock(dm)
-            fock = fock + potential
         return energies, fock
 
 
@@ -95,6 +127,7 @@ class Method(eqx.Module):
     aux: Basis | None
     functional: Functional
     grid: Grid | None
+    nonlocal_grid: Grid | None
     pairs: tuple[PairRows, ...]
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
@@ -110,6 +143,7 @@ class Method(eqx.Module):
         *,
         aux: Basis | None = None,
         grid: Grid | None = None,
+        nonlocal_grid: Grid | None = None,
         chunk: int = 4096,
         stored_bytes: int = STORED_BYTES,
     ) -> Method:
@@ -121,18 +155,25 @@ class Method(eqx.Module):
             functional: Exchange and correlation.
             aux: Density fitting with this basis; without, exact integrals.
             grid: For exchange and correlation; not needed by Hartree-Fock.
+            nonlocal_grid: For VV10, where the functional has it; level 3 if left out.
             chunk: Grid points held at once.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
         """
+        if not functional.nonlocal_correlation:
+            nonlocal_grid = None
+        elif nonlocal_grid is None:
+            nonlocal_grid = Grid.from_numbers(numbers, 3)
         npacked = npair(npair(basis.nao))
-        exact = "exact" if 8 * npacked <= stored_bytes and npacked < 2**31 else "direct"
+        nstored = npacked * (2 if functional.omega else 1)
+        exact = "exact" if 8 * nstored <= stored_bytes and npacked < 2**31 else "direct"
         return cls(
             numbers=numbers,
             basis=basis,
             aux=aux,
             functional=functional,
             grid=grid if functional.ingredients != "none" else None,
+            nonlocal_grid=nonlocal_grid,
             pairs=plan_pairs(basis),
             screened=screened_charges(numbers),
             two_electron="df" if aux is not None else exact,
@@ -150,68 +191,94 @@ class Method(eqx.Module):
         attraction = potential(pairs, self._nuclei(positions), size)
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
         screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
-        if self.two_electron == "exact":
-            jk = PackedJK.build(pairs, self.basis.nao)
-        elif self.two_electron == "direct":
-            jk = DirectJK(pairs)
-        else:
-            aux = auxiliary_distributions(self.aux, positions)
-            jk = DensityFittedJK.build(pairs, aux, self.basis.nao, self.aux.nao)
-        matrices = jnp.stack([overlap, kinetic + attraction, kinetic + screened])
-        overlap, hcore, guess = unpack(matrices, self.basis.nao)
+        jks, fractions = self._builders(positions, pairs)
+        matrices = jnp.stack([overlap, kinetic, kinetic + attraction, kinetic + screened])
+        overlap, kinetic, hcore, guess = unpack(matrices, self.basis.nao)
         hamiltonian = Hamiltonian(
             overlap=overlap,
+            kinetic=kinetic,
             hcore=hcore,
-            jk=jk,
+            jk=jks[0],
             xc=self._xc(positions, self.stored_bytes),
             nuclear_repulsion=nuclear_repulsion(self.numbers, positions),
-            exchange_fraction=self.functional.exchange_fraction,
+            exchange_fraction=fractions[0],
+            attenuated_jk=jks[1],
+            attenuated_fraction=fractions[1],
         )
         return hamiltonian, guess
 
     def energy(
-        self, positions: Float[Array, "natom 3"], factor: Float[Array, "nspin nao nocc"]
+        self,
+        positions: Float[Array, "natom 3"],
+        factor: Float[Array, "nspin nao nocc"],
+        occupation: Float[Array, "nspin nocc"] | None = None,
     ) -> Float[Array, ""]:
         """Energy of given orbitals, made orthonormal where the nuclei are; hartree.
 
-        Its derivative with respect to positions, orbitals held, is the whole gradient of a
-        converged energy: see `reorthonormalize`. Memory stays that of a tile, a chunk of points,
-        or the three-index integrals.
+        Each is full unless `occupation` is given. The derivative with respect to positions,
+        orbitals held, is the whole gradient of a converged energy: see `reorthonormalize`. Memory
+        stays that of a tile, a chunk of points, or the three-index integrals.
         """
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
         overlap, kinetic = unpack(jnp.stack([overlap, kinetic]), self.basis.nao)
-        factor = reorthonormalize(factor, overlap, 2.0 / factor.shape[0])
+        full = 2.0 / factor.shape[0]
+        factor = reorthonormalize(factor, overlap, full if occupation is None else 1.0)
+        if occupation is not None:
+            factor = factor * jnp.sqrt(occupation)[:, None, :]
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = nuclear_repulsion(self.numbers, positions) + jnp.vdot(kinetic, density)
         energy = energy + potential_energy(pairs, self._nuclei(positions), density)
-        fraction = self.functional.exchange_fraction * 0.5 * dm.shape[0]
+        weights = self._exchange_weights(0.5 * dm.shape[0])
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
-            energy = energy + fitted_energy(pairs, aux, factor, self.aux.nao, 1.0, fraction)
+            energy = energy + fitted_energy(pairs, aux, factor, self.aux.nao, 1.0, weights)
         else:
-            energy = energy + coulomb_energy(pairs, dm, 1.0, fraction)
-        if self.grid is not None:
-            energy = energy + self._xc(positions).energy(dm)
-        return energy
+            energy = energy + exact_energy(pairs, dm, weights)
+        xc = self._xc(positions)
+        return energy if xc is None else energy + xc.energy(dm)
+
+    def _exchange_weights(self, scale):
+        xc = self.functional
+        return ExchangeWeights(
+            scale * xc.exchange_fraction, scale * xc.attenuated_fraction, xc.omega
+        )
+
+    def _builders(self, positions, pairs):
+        """Builders for the full and for the attenuated interaction, and their exchange weights."""
+        weights = self._exchange_weights(1.0)
+        if self.two_electron == "df":
+            aux = auxiliary_distributions(self.aux, positions)
+            sizes = self.basis.nao, self.aux.nao
+            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, weights.omega)
+        elif weights.omega == 0:
+            exact = self.two_electron == "exact"
+            jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
+        elif self.two_electron == "exact":
+            jks = PackedJK.build_separated(pairs, self.basis.nao, weights)
+            weights = ExchangeWeights(0.0, 1.0)
+        else:
+            weights = weights.of_long_range()
+            far = jnp.asarray(weights.omega**-2, positions.dtype)
+            jks = DirectJK(pairs), DirectJK(attenuated(pairs, far))
+        return (*jks, None)[:2], (weights.full, weights.attenuated)
 
     def _nuclei(self, positions):
         charges = jnp.asarray(self.numbers, positions.dtype)[:, None]
         return charge_distribution(-charges, jnp.zeros_like(charges), positions)
 
     def _xc(self, positions, stored_bytes=0):
-        if self.grid is None:
-            return None
-        return GridXC(
-            self.functional,
-            self.basis,
-            self.grid,
-            positions,
-            chunk=self.chunk,
-            storage_bytes=stored_bytes,
-        )
+        parts = []
+        if self.grid is not None:
+            storage = {"chunk": self.chunk, "storage_bytes": stored_bytes}
+            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **storage))
+        if self.nonlocal_grid is not None:
+            terms = self.functional.nonlocal_correlation
+            place = self.basis, self.nonlocal_grid, positions
+            parts.append(NonlocalCorrelation(terms, *place, chunk=self.chunk))
+        return SummedXC(tuple(parts)) if len(parts) > 1 else (*parts, None)[0]
 
 
 def nuclear_repulsion(

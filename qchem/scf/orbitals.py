@@ -101,6 +101,35 @@ def density_matrix(factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspi
     return factor @ jnp.swapaxes(factor, -1, -2)
 
 
+def canonicalize(
+    fock: Float[Array, "nspin nmo nmo"], nocc: tuple[int, ...], exists: Bool[Array, " nmo"]
+) -> tuple[Float[Array, "nspin nmo"], Float[Array, "nspin nmo nmo"]]:
+    """Orbital energies and the rotation that diagonalizes both blocks of a Fock matrix.
+
+    Occupied orbitals mix with each other, virtual ones with each other: the density stays.
+
+    Args:
+        fock: In orthonormal orbitals, the occupied ones first.
+        nocc: Number of occupied orbitals in each spin channel.
+        exists: False for the last orbitals, where linear dependence left none.
+
+    Returns:
+        Energies, hartree, ascending in each block, infinite for orbitals that do not exist; new
+        orbitals in columns.
+    """
+    occupied = np.arange(fock.shape[-1])[None, :] < np.asarray(nocc)[:, None]
+
+    def of_spin(fock, occupied):
+        same = occupied[:, None] == occupied[None, :]
+        bound = jnp.max(jnp.sum(jnp.abs(fock), axis=0))
+        # Occupied orbitals come first whatever their energies.
+        shift = jnp.where(occupied, -2 * bound - 1, 0)
+        energies, rotation = diagonalize(jnp.where(same, fock, 0) + jnp.diag(shift), exists)
+        return energies - shift, rotation
+
+    return jax.vmap(of_spin)(fock, jnp.asarray(occupied))
+
+
 def reorthonormalize(
     orbitals: Float[Array | np.ndarray, "nspin nao nocc"],
     overlap: Float[Array | np.ndarray, "nao nao"],

@@ -10,9 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qchem.errors import ConvergenceError, InputError
 from qchem.scf.extrapolation import NEAR, History, extrapolate
+from qchem.scf.occupation import entropy, fermi_occupation
 from qchem.scf.orbitals import (
     OVERLAP_THRESHOLD,
     canonical_orthogonalizer,
+    canonicalize,
     check_occupation,
     density_matrix,
     diagonalize,
@@ -22,6 +24,8 @@ from qchem.scf.orbitals import (
 )
 
 SOFT_RESIDUAL = 1e-5  # accepted when cycles bring no more; PySCF's default is about as large
+PROGRESS = 0.8  # a residual that falls below this part of the smallest so far is progress
+PROGRESS_ENERGY = 1e-3  # hartree below the lowest energy so far: progress too
 
 
 @runtime_checkable
@@ -35,11 +39,14 @@ class SelfConsistent(Protocol):
 
 
 class SCFResult(eqx.Module):
-    """State after the last cycle; every field belongs to the same density matrix.
+    """State after the last cycle, or that of lowest energy if the last has not converged.
 
-    `fock` and `energy` are those of `dm`, and `mo_coeff` diagonalizes `fock` within the occupied
-    and within the virtual orbitals, so that nothing was computed after `energy`. Functions lost
-    to linear dependence are the last columns of `mo_coeff`, zero, with infinite `mo_energy`.
+    Every field belongs to the same density matrix: `fock` and `energy` are those of `dm`, and
+    `mo_coeff` diagonalizes `fock` within the occupied and within the virtual orbitals, so that
+    nothing was computed after `energy`. Functions lost to linear dependence are the last columns
+    of `mo_coeff`, zero, with infinite `mo_energy`. At an electronic temperature `entropy` is that
+    of the occupation, in units of k. `cycles` counts Fock matrices, `products` those with a
+    perturbed density that second-order cycles needed besides.
     """
 
     energy: Float[Array, ""]
@@ -55,6 +62,8 @@ class SCFResult(eqx.Module):
     energy_change: Float[Array, ""]
     energy_history: Float[Array, " max_cycles"]
     residual_history: Float[Array, " max_cycles"]
+    entropy: Float[Array, ""]
+    products: Int[Array, ""]
 
     def require_converged(self) -> "SCFResult":
         """This result, or `ConvergenceError` if it (or any of a batch) has not converged."""
@@ -69,7 +78,8 @@ class SCFResult(eqx.Module):
         which = f" for {failed.size} of {converged.size} geometries" if converged.ndim else ""
         advice = (
             "Check geometry, charge and multiplicity; then try more cycles (max_cycles), "
-            "level_shift=0.3, damping=0.5, or a guess from a smaller basis set."
+            "level_shift=0.3, damping=0.5, smearing=0.01, second order (solver='second-order'), "
+            "or a guess from a smaller basis set."
             if np.isfinite(residual)
             else "Energy or Fock matrix is not a number: look at the geometry and the basis set."
         )
@@ -81,14 +91,24 @@ class SCFResult(eqx.Module):
         )
 
 
+class _Density(eqx.Module):
+    """Orbitals with their occupation, and what was computed from them."""
+
+    vectors: Float[Array, "nspin nmo nmo"]
+    mo_occ: Float[Array, "nspin nmo"]
+    fock: Float[Array, "nspin nao nao"]
+    energy: Float[Array, ""]
+    residual: Float[Array, ""]
+
+
 class _State(eqx.Module):
     cycle: Int[Array, ""]
     trial: Float[Array, "nspin nmo nmo"]
-    vectors: Float[Array, "nspin nmo nmo"]
-    fock: Float[Array, "nspin nao nao"]
-    energy: Float[Array, ""]
+    now: "_Density"
+    best: "_Density"  # of lowest energy
     energy_change: Float[Array, ""]
-    residual: Float[Array, ""]
+    lowest_residual: Float[Array, ""]
+    idle: Int[Array, ""]  # cycles in a row without progress
     still: Int[Array, ""]  # cycles in a row in which the energy has not changed
     converged: Bool[Array, ""]
     history: History
@@ -108,6 +128,8 @@ def solve(
     diis_size: int = 8,
     damping: float = 0.0,
     level_shift: float = 0.0,
+    smearing: float = 0.0,
+    stall: int | None = None,
     overlap_threshold: float = OVERLAP_THRESHOLD,
 ) -> SCFResult:
     """Self-consistent orbitals, by extrapolation of the Fock matrix.
@@ -137,24 +159,35 @@ def solve(
             residual is above 1e-2; 0 is none.
         level_shift: Added to the virtual orbitals of the trial Fock matrix, hartree, while the
             residual is above 1e-2. No longer, because it can hold excited states.
+        smearing: Electronic temperature kT, hartree: fractional occupation by Fermi and Dirac in
+            each spin channel. 0 is none.
+        stall: Give up after so many cycles in a row in which neither the residual nor the energy
+            has fallen noticeably; by default only after `max_cycles`.
         overlap_threshold: Smallest eigenvalue of the overlap that is kept.
     """
     guess_fock = jnp.asarray(guess_fock)
     nspin, nao, _ = guess_fock.shape
     dtype = guess_fock.dtype
     _check_options(nocc, nspin, nao, max_cycles, diis_size, damping)
+    if smearing < 0:
+        raise InputError(f"smearing = {smearing} hartree must be 0 (none) or more.")
+    if stall is not None and stall < 1:
+        raise InputError(f"stall = {stall} cycles; it must be 1 or more.")
     eps = float(jnp.finfo(dtype).eps)
-    if residual_tolerance is None:
-        residual_tolerance = 1e-7 if eps < 1e-10 else 1e-3
+    residual_tolerance = resolved_tolerance(residual_tolerance, dtype)
     soft_tolerance = max(residual_tolerance, SOFT_RESIDUAL)
 
     x, kept = canonical_orthogonalizer(hamiltonian.overlap, overlap_threshold)
-    solve_orbitals = jax.vmap(lambda fock: diagonalize(fock, kept)[1])
-    occ = occupation_numbers(nocc, nao, dtype)
+    solve_orbitals = jax.vmap(lambda fock: diagonalize(fock, kept))
+    whole = occupation_numbers(nocc, nao, dtype)
+
+    def occupied(mo_coeff, occ):
+        return mo_coeff * jnp.sqrt(occ)[:, None, :] if smearing else orbital_factor(mo_coeff, nocc)
 
     def cycle(state: _State) -> _State:
-        vectors = solve_orbitals(state.trial)
-        energy, fock = hamiltonian.energy_and_fock(orbital_factor(x @ vectors, nocc))
+        energies, vectors = solve_orbitals(state.trial)
+        occ = fermi_occupation(energies, nocc, smearing) if smearing else whole
+        energy, fock = hamiltonian.energy_and_fock(occupied(x @ vectors, occ))
         reduced = symmetrized(x.T @ fock @ x)
         dm = (vectors * occ[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
         product = reduced @ dm
@@ -167,19 +200,23 @@ def solve(
         trial = (1 - kept_back) * trial + kept_back * state.trial
         unoccupied = jnp.diag(kept.astype(dtype))[None] - dm * (nspin / 2)
         trial = trial + level_shift * far * unoccupied
-        change = energy - state.energy
+        change = energy - state.now.energy
         stationary = jnp.abs(change) < jnp.maximum(energy_tolerance, 8 * eps * jnp.abs(energy))
         still = jnp.where(stationary, state.still + 1, 0)
         stalled = (still >= patience) | (state.cycle >= max_cycles // 2)
         tolerance = jnp.where(stalled, soft_tolerance, residual_tolerance)
+        progress = residual < PROGRESS * state.lowest_residual
+        progress |= energy < state.best.energy - PROGRESS_ENERGY
+        now = _Density(vectors, occ, fock, energy, residual)
+        lower = energy < state.best.energy
         return _State(
             cycle=state.cycle + 1,
             trial=trial,
-            vectors=vectors,
-            fock=fock,
-            energy=energy,
+            now=now,
+            best=jax.tree.map(lambda new, old: jnp.where(lower, new, old), now, state.best),
             energy_change=change,
-            residual=residual,
+            lowest_residual=jnp.minimum(residual, state.lowest_residual),
+            idle=jnp.where(progress, 0, state.idle + 1),
             still=still,
             converged=stationary & (residual < tolerance),
             history=history,
@@ -188,30 +225,47 @@ def solve(
         )
 
     def unfinished(state: _State) -> Bool[Array, ""]:
-        broken = (state.cycle > 0) & ~jnp.isfinite(state.energy + state.residual)
-        return (state.cycle < max_cycles) & ~state.converged & ~broken
+        broken = (state.cycle > 0) & ~jnp.isfinite(state.now.energy + state.now.residual)
+        moving = state.idle < (max_cycles if stall is None else stall)
+        return (state.cycle < max_cycles) & ~state.converged & ~broken & moving
 
-    state = jax.lax.while_loop(
-        unfinished, cycle, _first_state(x, guess_fock, max_cycles, diis_size)
-    )
-    vectors, mo_energy = _canonical_vectors(x, kept, state, nocc)
-    mo_coeff = x @ vectors
-    factor = orbital_factor(mo_coeff, nocc)
+    first = _first_state(x, guess_fock, whole, max_cycles, diis_size)
+    state = jax.lax.while_loop(unfinished, cycle, first)
+    last = jax.tree.map(lambda a, b: jnp.where(state.converged, a, b), state.now, state.best)
+    mo_coeff = x @ last.vectors
+    inner = jnp.swapaxes(mo_coeff, 1, 2) @ last.fock @ mo_coeff
+    exists = jnp.arange(kept.size) < jnp.sum(kept)
+    if smearing:
+        diagonal = jnp.diagonal(inner, axis1=1, axis2=2)
+        mo_energy = jnp.where(exists[None], diagonal, jnp.inf)
+    else:
+        mo_energy, rotation = canonicalize(symmetrized(inner), nocc, exists)
+        mo_coeff = mo_coeff @ rotation
+    factor = occupied(mo_coeff, last.mo_occ)
     return SCFResult(
-        energy=state.energy,
+        energy=last.energy,
         mo_coeff=mo_coeff,
         mo_energy=mo_energy,
-        mo_occ=occ,
+        mo_occ=last.mo_occ,
         dm=density_matrix(factor),
-        fock=state.fock,
+        fock=last.fock,
         factor=factor,
         converged=state.converged & (jnp.sum(kept) >= max(nocc)),
         cycles=state.cycle,
-        residual=state.residual,
+        residual=last.residual,
         energy_change=state.energy_change,
         energy_history=state.energies,
         residual_history=state.residuals,
+        entropy=entropy(last.mo_occ) if smearing else jnp.zeros_like(last.energy),
+        products=jnp.zeros((), jnp.int32),
     )
+
+
+def resolved_tolerance(residual_tolerance: float | None, dtype: jnp.dtype) -> float:
+    """The tolerance given, or what the dtype allows: 1e-7, in single precision 1e-3 hartree."""
+    if residual_tolerance is not None:
+        return residual_tolerance
+    return 1e-7 if float(jnp.finfo(dtype).eps) < 1e-10 else 1e-3
 
 
 def _check_options(nocc, nspin, nao, max_cycles, diis_size, damping):
@@ -229,42 +283,25 @@ def _check_options(nocc, nspin, nao, max_cycles, diis_size, damping):
         raise InputError(f"damping = {damping} must be 0 or more (no damping) and less than 1.")
 
 
-def _first_state(x, guess_fock, max_cycles, diis_size):
+def _first_state(x, guess_fock, occ, max_cycles, diis_size):
     dtype = guess_fock.dtype
     zeros = jnp.zeros((diis_size, *guess_fock.shape), dtype)
     unknown = jnp.full((max_cycles,), jnp.nan, dtype)
     infinite = jnp.asarray(jnp.inf, dtype)
+    none = jnp.zeros((), jnp.int32)
     trial = symmetrized(x.T @ guess_fock @ x)
+    nothing = _Density(jnp.zeros_like(trial), occ, jnp.zeros_like(guess_fock), infinite, infinite)
     return _State(
-        cycle=jnp.zeros((), jnp.int32),
+        cycle=none,
         trial=trial,
-        vectors=jnp.zeros_like(trial),
-        fock=jnp.zeros_like(guess_fock),
-        energy=infinite,
+        now=nothing,
+        best=nothing,
         energy_change=infinite,
-        residual=infinite,
-        still=jnp.zeros((), jnp.int32),
+        lowest_residual=infinite,
+        idle=none,
+        still=none,
         converged=jnp.asarray(False),
         history=History(zeros, zeros, zeros),
         energies=unknown,
         residuals=unknown,
     )
-
-
-def _canonical_vectors(x, kept, state, nocc):
-    """Orbitals of the same density that diagonalize its own Fock matrix block by block."""
-    reduced = symmetrized(x.T @ state.fock @ x)
-    occupied = np.arange(kept.size)[None, :] < np.asarray(nocc)[:, None]
-    exists = jnp.arange(kept.size) < jnp.sum(kept)
-
-    def canonical(fock, vectors, occupied):
-        inner = vectors.T @ fock @ vectors
-        same = occupied[:, None] == occupied[None, :]
-        bound = jnp.max(jnp.sum(jnp.abs(inner), axis=0))
-        # Occupied orbitals come first whatever their energies.
-        shift = jnp.where(occupied, -2 * bound - 1, 0)
-        blocks = jnp.where(same, inner, 0) + jnp.diag(shift)
-        energies, rotation = diagonalize(blocks, exists)
-        return vectors @ rotation, energies - shift
-
-    return jax.vmap(canonical)(reduced, state.vectors, occupied)

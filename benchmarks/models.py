@@ -1,0 +1,179 @@
+"""How far above the minimum is each kind of model, trained on the same geometries?
+
+No labels: passes over the training geometries, then the mean and the largest error of the energy on
+held-out ones, in hartree, beside what is known of it without labels (`error_estimate`). Weights are
+constants; linear in smooth functions of distances ("gates"); or linear in features that a network
+learns. Constants and gates are trained by Gauss-Newton. The network is trained by Adam, for the
+second half of the passes after Gauss-Newton has found its constants ("network"), or for all of
+them, as first-order training from scratch would be ("adam").
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from benchmarks.measure import configure_jax, device
+from benchmarks.molecules import Name, geometries, molecule
+from benchmarks.report import Report
+from srdft.family import MoleculeFamily, map_geometries
+from srdft.model import OperatorMixture
+from srdft.network import AbstractFeatures, Constant, Gates, Network
+from srdft.objective import GaussNewton, mean_energy
+
+Kind = Literal["constants", "gates", "network", "adam"]
+PRINTED = (
+    "molecule kind steps parameters mean_error max_error error_estimate start_error fock_builds "
+    "compile_s train_s"
+).split()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which models to compare."""
+
+    molecule: Name = "water"
+    basis: str = "def2-svp"
+    xc: str = "b3lyp"
+    grid: int = 1
+    kinds: tuple[Kind, ...] = ("constants", "gates", "network", "adam")
+    steps: tuple[int, ...] = (1, 2)
+    train: int = 24
+    """Geometries to train on."""
+    test: int = 16
+    """Held-out geometries."""
+    passes: int = 12
+    """Of Gauss-Newton over the training geometries."""
+    scale: float = 0.5
+    """Part of each Gauss-Newton step that is gone."""
+    degree: int = 2
+    """Of the gates' polynomials."""
+    width: int = 32
+    """Of the network."""
+    learning_rate: float = 1e-3
+    out: Path | None = None
+    """Append to this file instead of results/models.json."""
+
+
+def features(kind: Kind, family: MoleculeFamily, options: Options) -> AbstractFeatures:
+    """What the weights depend on."""
+    if kind == "constants":
+        return Constant()
+    if kind == "gates":
+        return Gates.build([family], options.degree)
+    return Network.build([family], width=options.width, key=jax.random.key(0))
+
+
+def gauss_newton(model, family, positions, passes, scale):
+    """The model after `passes` over the geometries; seconds of the first pass and of the others."""
+    method = GaussNewton()
+    seconds = []
+    for _ in range(passes):
+        start = time.perf_counter()
+        state, _ = method.accumulate(method.init(model), family, model, positions)
+        model = jax.block_until_ready(method.step(state, model, scale))
+        seconds.append(time.perf_counter() - start)
+    return model, seconds[0], sum(seconds[1:])
+
+
+def adam(model, family, positions, passes, learning_rate):
+    """As `gauss_newton`, by gradients of the mean energy of all geometries."""
+    transformation = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
+    state = transformation.init(eqx.filter(model, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(model, state):
+        gradient = eqx.filter_grad(mean_energy)(model, family, positions)
+        change, state = transformation.update(gradient, state)
+        return eqx.apply_updates(model, change), state
+
+    seconds = []
+    for _ in range(passes):
+        start = time.perf_counter()
+        model, state = jax.block_until_ready(step(model, state))
+        seconds.append(time.perf_counter() - start)
+    return model, seconds[0], sum(seconds[1:])
+
+
+def errors(model, family, positions, reference):
+    """Of each geometry: above the converged energy, and as estimated without it."""
+
+    @eqx.filter_jit
+    def predicted(model):
+        def one(r):
+            prediction = family.predict(model, r)
+            return prediction.energy, prediction.error_estimate
+
+        return map_geometries(one, positions)
+
+    energies, estimates = predicted(model)
+    return np.asarray(energies - reference), np.asarray(estimates)
+
+
+def run(kind: Kind, steps: int, family, train, test, reference, options: Options):
+    """One row."""
+    start = OperatorMixture.build([family], Constant(), steps=steps)
+    start_error, _ = errors(start, family, test, reference)
+    model = OperatorMixture.build([family], features(kind, family, options), steps=steps)
+    passes, scale = options.passes, options.scale
+    if kind in ("constants", "gates"):
+        model, compile_s, train_s = gauss_newton(model, family, train, passes, scale)
+    elif kind == "adam":
+        model, compile_s, train_s = adam(model, family, train, passes, options.learning_rate)
+    else:
+        begun, *first = gauss_newton(start, family, train, passes // 2, scale)
+        weights = model.weights.at[..., :1].set(begun.weights)  # the feature 1
+        model = eqx.tree_at(lambda m: m.weights, model, weights)
+        rest = passes - passes // 2
+        model, *second = adam(model, family, train, rest, options.learning_rate)
+        compile_s, train_s = (a + b for a, b in zip(first, second))
+    error, estimate = errors(model, family, test, reference)
+    parameters = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return {
+        "molecule": options.molecule,
+        "basis": options.basis,
+        "xc": options.xc,
+        "grid": options.grid,
+        "device": device(),
+        "kind": kind,
+        "steps": steps,
+        "parameters": sum(x.size for x in parameters),
+        "train": len(train),
+        "test": len(test),
+        "passes": passes,
+        "mean_error": float(error.mean()),
+        "max_error": float(error.max()),
+        "error_estimate": float(estimate.mean()),
+        "estimate_correlation": float(np.corrcoef(estimate, error)[0, 1]),
+        "start_error": float(start_error.mean()),
+        "fock_builds": passes * len(train) * (steps + 1),
+        "compile_s": compile_s,
+        "train_s": train_s,
+    }
+
+
+def main(options: Options) -> None:
+    """Measure and report the rows."""
+    configure_jax()
+    print(f"device: {device()}")
+    report = Report("models", options.out, tuple(PRINTED))
+    numbers = molecule(options.molecule).numbers
+    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
+    positions = jnp.asarray(geometries(options.molecule, options.train + options.test))
+    train, test = positions[: options.train], positions[options.train :]
+    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
+    reference = solve(test).require_converged().energy
+    for steps in options.steps:
+        for kind in options.kinds:
+            report.row(**run(kind, steps, family, train, test, reference, options))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,159 @@
+"""From a guess to a solution: what is tried in turn, and a record of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.errors import InputError
+from qchem.scf.hamiltonian import Hamiltonian
+from qchem.scf.second_order import second_order
+from qchem.scf.solve import SCFResult, solve
+from qchem.scf.stability import UNSTABLE, Curvature, displaced, lowest_curvature
+from qchem.scf.start import Guess
+
+Solver = Literal["auto", "diis", "second-order"]
+STALL = 15  # cycles without progress after which DIIS gives way to second order
+MAX_CYCLES = 100
+_FOLLOWED = 5  # instabilities at most, one after another
+_SHARED = ("max_cycles", "energy_tolerance", "residual_tolerance")
+
+
+def check_solver(solver: str, options: dict[str, Any]) -> None:
+    """Refuse an unknown solver, and second order with fractional occupation."""
+    if solver not in get_args(Solver):
+        raise InputError(
+            f"solver = {solver!r}; {', '.join(map(repr, get_args(Solver)))} are available."
+        )
+    if solver == "second-order" and options.get("smearing"):
+        raise InputError("smearing needs solver='diis': second order wants whole occupation.")
+
+
+def traced(
+    hamiltonian: Hamiltonian,
+    screened: Float[Array, "nao nao"],
+    guess: Guess,
+    nocc: tuple[int, ...],
+    options: dict[str, Any],
+    solver: str,
+) -> SCFResult:
+    """All in one program: DIIS, and second-order cycles where they are needed.
+
+    Args:
+        hamiltonian: Energy and Fock matrix.
+        screened: Fock matrix of superposed atomic potentials.
+        guess: Where to start.
+        nocc: Number of occupied orbitals in each spin channel.
+        options: Of `solve`.
+        solver: "diis" alone compiles fastest.
+    """
+    fock = guess.fock(hamiltonian, screened, len(nocc))
+    scf = solve(hamiltonian, nocc, fock, **_first(options, solver))
+    if solver == "diis" or options.get("smearing"):
+        return scf
+    return second_order(hamiltonian, scf, nocc, **_shared(options))
+
+
+def converge(
+    hamiltonian: Hamiltonian,
+    screened: Float[Array, "nao nao"],
+    guess: Guess,
+    nocc: tuple[int, ...],
+    options: dict[str, Any],
+    solver: str,
+    follow_instability: bool,
+) -> tuple[SCFResult, dict[str, Array], list[dict[str, Any]]]:
+    """The same, one program after the other, each compiled when it is first needed.
+
+    Args:
+        hamiltonian, screened, guess, nocc, options, solver: As for `traced`.
+        follow_instability: Go on downhill from a saddle point.
+
+    Returns:
+        The state, the parts of its energy, and what was done: for each stage its method, numbers
+        of Fock matrices and Hessian-vector products, and where it ended.
+    """
+    scf, energies = _diis(hamiltonian, screened, guess, nocc, _first(options, solver))
+    stages = [_stage("diis", scf)]
+    shared = _shared(options)
+    possible = not options.get("smearing") and np.isfinite(scf.mo_energy[0]).sum() >= max(nocc)
+
+    def newton(scf):
+        after, energies = _second_order(hamiltonian, scf, nocc, shared)
+        stages.append(_stage("second-order", after, scf))
+        return after, energies
+
+    if solver != "diis" and possible and _unfinished(scf, shared["max_cycles"]):
+        scf, energies = newton(scf)
+    for _ in range(_FOLLOWED if follow_instability and possible and scf.converged else 0):
+        found = curvature(hamiltonian, scf, nocc)
+        stages.append(
+            {
+                "method": "stability",
+                "products": int(found.products),
+                "eigenvalue": float(found.eigenvalue),
+            }
+        )
+        if not found.eigenvalue < UNSTABLE:
+            break
+        scf, energies = newton(_displaced(hamiltonian, scf, nocc, found.direction))
+        if not scf.converged:
+            break
+    return scf, energies, stages
+
+
+def _unfinished(scf, max_cycles):
+    return not scf.converged and scf.cycles < max_cycles and np.isfinite(scf.residual)
+
+
+def _first(options, solver):
+    """Options of DIIS: it gives up when it stalls, where something follows."""
+    if solver == "second-order":
+        return options | {"max_cycles": 1}
+    return {"stall": STALL} | options if solver == "auto" else options
+
+
+def _shared(options):
+    defaults = {"max_cycles": MAX_CYCLES}
+    return defaults | {name: options[name] for name in _SHARED if name in options}
+
+
+def _stage(method: str, scf: SCFResult, before: SCFResult | None = None) -> dict[str, Any]:
+    done = {"method": method, "cycles": int(scf.cycles)}
+    if before is not None:
+        done["cycles"] -= int(before.cycles)
+        done["products"] = int(scf.products) - int(before.products)
+    residual = float(scf.residual)
+    return done | {
+        "energy": float(scf.energy),
+        "residual": residual,
+        "converged": bool(scf.converged),
+    }
+
+
+@eqx.filter_jit
+def _diis(hamiltonian, screened, guess, nocc, options):
+    scf = solve(hamiltonian, nocc, guess.fock(hamiltonian, screened, len(nocc)), **options)
+    return scf, hamiltonian.energies(scf.factor)
+
+
+@eqx.filter_jit
+def _second_order(hamiltonian, scf, nocc, options):
+    scf = second_order(hamiltonian, scf, nocc, **options)
+    return scf, hamiltonian.energies(scf.factor)
+
+
+@eqx.filter_jit
+def _displaced(hamiltonian, scf, nocc, direction):
+    return displaced(hamiltonian, scf, nocc, direction)
+
+
+@eqx.filter_jit
+def curvature(
+    hamiltonian: Hamiltonian, scf: SCFResult, nocc: tuple[int, ...], unrestricted: bool = False
+) -> Curvature:
+    """`lowest_curvature`, compiled."""
+    return lowest_curvature(hamiltonian, scf, nocc, unrestricted=unrestricted)
