@@ -10,8 +10,14 @@ from qchem import jk as builders
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.integrals.moments import unpack
-from qchem.integrals.pairs import auxiliary_distributions, pair_distributions, plan_pairs
+from qchem.integrals.pairs import (
+    attenuated,
+    auxiliary_distributions,
+    pair_distributions,
+    plan_pairs,
+)
 from qchem.integrals.two_electron import coulomb_2c, coulomb_3c, coulomb_4c
+from qchem.jk import ExchangeWeights
 from tests import oracle
 from tests.test_two_electron import AUX, NAO, NPAIR, POSITIONS, SMALL, dense, pairs
 
@@ -73,17 +79,51 @@ def test_exchange_in_chunks_is_the_same(monkeypatch):
         assert_allclose(one, other, rtol=1e-12)
 
 
-def test_fitted_energy():
-    """Its value is that of the matrices; its derivative rule agrees with differences."""
-    coulomb, exchange = 0.9, 0.4
+# Full range alone, with a part of long range, and short range alone.
+RANGES = [ExchangeWeights(0.4), ExchangeWeights(0.2, 0.5, 0.45), ExchangeWeights(0.0, 0.3, -0.6)]
 
-    def rows(positions):
-        bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
-        return bras, auxiliary_distributions(FITTING, positions)
 
-    def energy(positions, factor):
-        return builders.fitted_energy(*rows(positions), factor, FITTING.nao, coulomb, exchange)
+@pytest.mark.parametrize("weights", RANGES[1:], ids=["long", "short"])
+def test_separated_ranges(weights):
+    """The attenuated builder against integrals of the attenuated interaction, exact and fitted."""
+    full, part, omega = weights
+    bras, aux = pairs(POSITIONS), auxiliary(POSITIONS)
+    inverse = jnp.asarray(omega**-2)
 
+    @oracle.jit
+    def compute(factor):
+        packed = builders.PackedJK.build_separated(bras, NAO, weights)
+        fitted = builders.DensityFittedJK.build_separated(bras, aux, NAO, AUX.nao, omega)
+        far = [attenuated(rows, inverse) for rows in (bras, aux)]
+        integrals = [
+            (coulomb_4c(b, NPAIR), coulomb_3c(b, a, NPAIR, AUX.nao), coulomb_2c(a, AUX.nao))
+            for b, a in ((bras, aux), far)
+        ]
+        return [jk.exchange(factor) for jk in (*packed, *fitted)], integrals
+
+    matrices, (near, far) = compute(FACTOR)
+    if omega < 0:
+        far = [x - y for x, y in zip(near, far, strict=True)]
+    exact = [np.asarray(dense(x[0])) for x in (near, far)]
+    fits = []
+    for _, three, two in (near, far):
+        square = np.asarray(unpack(three.T, NAO))
+        fits.append(np.einsum("pab,pq,qcd->abcd", square, np.linalg.inv(two), square))
+    expected = exact[0], full * exact[0] + part * exact[1], *fits
+    for measured, eri in zip(matrices, expected, strict=True):
+        reference = np.einsum("abcd,sbd->sac", eri, DM)
+        # The metric of long range is regularized, to 1e-8 of its unit.
+        rtol = 1e-6 if eri is fits[1] and omega > 0 else 1e-10
+        assert_allclose(measured, reference, atol=rtol * np.abs(reference).max())
+
+
+def small_rows(positions):
+    bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
+    return bras, auxiliary_distributions(FITTING, positions)
+
+
+def check_energy(energy, expected):
+    """`energy(positions, factor)` has the value expected, and derivatives as differences say."""
     start = FACTOR[:, : SMALL.nao]
     direction = oracle.random_like((POSITIONS, start), 6)
 
@@ -91,17 +131,53 @@ def test_fitted_energy():
     def compute(positions, factor):
         steps = STEP * jnp.asarray([-2.0, -1.0, 1.0, 2.0])
         moved = lambda t: energy(positions + t * direction[0], factor + t * direction[1])  # noqa: E731
-        jk = builders.DensityFittedJK.build(*rows(positions), SMALL.nao, FITTING.nao)
-        dm = factor @ jnp.swapaxes(factor, 1, 2)
-        density = jnp.sum(dm, axis=0)
-        expected = 0.5 * coulomb * jnp.vdot(jk.coulomb(density), density)
-        expected = expected - 0.5 * exchange * jnp.vdot(jk.exchange(factor), dm)
         both = jax.value_and_grad(energy, argnums=(0, 1))(positions, factor)
-        return both, expected, jax.lax.map(moved, steps)
+        return both, expected(positions, factor), jax.lax.map(moved, steps)
 
-    (value, gradients), expected, displaced = compute(POSITIONS, start)
-    assert_allclose(value, expected, rtol=1e-12)
+    (value, gradients), reference, displaced = compute(POSITIONS, start)
+    assert_allclose(value, reference, rtol=1e-12)
     slope = sum(jnp.vdot(g, d) for g, d in zip(gradients, direction, strict=True))
     measured = oracle.slope(displaced, STEP)
     assert abs(measured) > 0.1
     assert_allclose(slope, measured, atol=SLOPE_RTOL * np.abs(displaced).max())
+
+
+def energy_of_matrices(jks, factor, coulomb, fractions):
+    dm = factor @ jnp.swapaxes(factor, 1, 2)
+    density = jnp.sum(dm, axis=0)
+    energy = 0.5 * coulomb * jnp.vdot(jks[0].coulomb(density), density)
+    for fraction, jk in zip(fractions, jks, strict=False):
+        if fraction:
+            energy = energy - 0.5 * fraction * jnp.vdot(jk.exchange(factor), dm)
+    return energy
+
+
+@pytest.mark.parametrize("weights", RANGES, ids=["full", "long", "short"])
+def test_fitted_energy(weights):
+    """Its value is that of the matrices; its derivative rule agrees with differences."""
+    coulomb = 0.9
+
+    def energy(positions, factor):
+        rows = small_rows(positions)
+        return builders.fitted_energy(*rows, factor, FITTING.nao, coulomb, weights)
+
+    def expected(positions, factor):
+        sizes = SMALL.nao, FITTING.nao, weights.omega
+        jks = builders.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
+        return energy_of_matrices(jks, factor, coulomb, weights[:2])
+
+    check_energy(energy, expected)
+
+
+@pytest.mark.parametrize("weights", RANGES[1:], ids=["long", "short"])
+def test_exact_energy_of_separated_ranges(weights):
+    def energy(positions, factor):
+        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        return builders.exact_energy(small_rows(positions)[0], dm, weights)
+
+    def expected(positions, factor):
+        bras = small_rows(positions)[0]
+        jks = builders.PackedJK.build_separated(bras, SMALL.nao, weights)
+        return energy_of_matrices(jks, factor, 1.0, (0.0, 1.0))
+
+    check_energy(energy, expected)

@@ -1,0 +1,183 @@
+"""Geometries from files: xyz (one or many frames) and npz (MD17 and rMD17), and to xyz files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Num
+
+from qchem import BOHR_IN_ANGSTROM, SYMBOLS, InputError, Molecule
+from srdft.geometry import radius_sums
+
+# Nearest neighbours of bonded atoms, in sums of covalent radii, lie well between these bounds.
+SHORTEST, LONGEST = 0.55, 1.7
+
+
+class Frames(eqx.Module):
+    """Geometries of one molecule.
+
+    Attributes:
+        numbers: Atomic numbers, the same in all frames.
+        positions: Bohr.
+    """
+
+    numbers: tuple[int, ...] = eqx.field(static=True)
+    positions: Float[np.ndarray, "n natom 3"]
+
+    @property
+    def n(self) -> int:
+        """Number of frames."""
+        return self.positions.shape[0]
+
+    def subset(self, size: int | None, seed: int = 0) -> Frames:
+        """`size` frames drawn at random without replacement, in their order; None keeps all.
+
+        Raises:
+            InputError: There are fewer.
+        """
+        if size is None:
+            return self
+        if not 1 <= size <= self.n:
+            raise InputError(f"{size} geometries were asked for; there are {self.n}.")
+        rows = np.sort(np.random.default_rng(seed).choice(self.n, size, replace=False))
+        return Frames(self.numbers, self.positions[rows])
+
+    def ordered_as(self, numbers: Sequence[int], what: str = "the file") -> Frames:
+        """The same frames, refused unless their atoms are those of a family in the same order.
+
+        Nothing is reordered silently: which of several like atoms is which cannot be known.
+
+        Raises:
+            InputError: Other atoms, or the same in another order.
+        """
+        numbers = tuple(numbers)
+        if self.numbers == numbers:
+            return self
+        given, wanted = _formula(self.numbers), _formula(numbers)
+        if sorted(self.numbers) == sorted(numbers):
+            raise InputError(
+                f"{what} has the atoms of the family in another order: {given} instead of "
+                f"{wanted}. Reorder the file's atoms so that the elements agree."
+            )
+        raise InputError(f"{what} is about another molecule: {given} instead of {wanted}.")
+
+
+def load_frames(path: str | Path, *, charge: int = 0, multiplicity: int = 1) -> Frames:
+    """Geometries in a file, ångström: `.npz` with Z, R (or MD17's z, R), or else xyz.
+
+    Args:
+        path: The file.
+        charge, multiplicity: Of the molecule, which xyz files do not tell.
+
+    Raises:
+        InputError: A file that cannot be read, frames of different molecules, coordinates that are
+            not finite, or bond lengths that no unit but ångström explains.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        frames = _from_npz(path)
+    else:
+        frames = _from_xyz(path, charge=charge, multiplicity=multiplicity)
+    _check_unit(frames, path)
+    return frames
+
+
+def write_xyz(path: str | Path, frames: Frames, comments: Sequence[str] | None = None) -> None:
+    """Write a multi-frame xyz file in ångström; an existing file is replaced in one step."""
+    symbols = [SYMBOLS[z] for z in frames.numbers]
+    lines = []
+    for i, frame in enumerate(np.asarray(frames.positions) * BOHR_IN_ANGSTROM):
+        lines += [str(len(symbols)), comments[i] if comments is not None else f"frame {i + 1}"]
+        lines += [
+            f"{symbol:2s} {x:16.10f} {y:16.10f} {z:16.10f}"
+            for symbol, (x, y, z) in zip(symbols, frame, strict=True)
+        ]
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+
+
+def _from_xyz(path, **spin):
+    molecules = Molecule.frames_from_xyz(path, **spin)
+    first = molecules[0]
+    for i, molecule in enumerate(molecules):
+        if molecule.numbers != first.numbers:
+            raise InputError(
+                f"{path}: frame {i + 1} has atoms {_formula(molecule.numbers)}, "
+                f"frame 1 has {_formula(first.numbers)}; all frames must be of one molecule, "
+                "its atoms in one order."
+            )
+    return Frames(first.numbers, np.stack([molecule.positions for molecule in molecules]))
+
+
+def _from_npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            known = {name: file[name] for name in ("Z", "z", "R") if name in file.files}
+            names = file.files
+    except (OSError, ValueError, BadZipFile) as error:
+        raise InputError(f"cannot read {str(path)!r} as npz: {error}") from error
+    numbers = known.get("Z", known.get("z"))
+    if numbers is None or "R" not in known:
+        raise InputError(
+            f"{path}: keys are {', '.join(names) or 'missing'}; atomic numbers Z (or z) and "
+            "positions R in ångström are needed."
+        )
+    return Frames(*_checked(numbers, known["R"], path))
+
+
+def _checked(numbers: Num[np.ndarray, ...], positions: Num[np.ndarray, ...], path: Path):
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise InputError(
+            f"{path}: Z has shape {numbers.shape} and dtype {numbers.dtype}; one integer for each "
+            "atom is needed."
+        )
+    if positions.ndim != 3 or positions.shape[1:] != (numbers.size, 3) or not len(positions):
+        raise InputError(
+            f"{path}: R has shape {positions.shape}; {numbers.size} atoms need "
+            f"(frames, {numbers.size}, 3)."
+        )
+    bad = np.flatnonzero((numbers < 1) | (numbers >= len(SYMBOLS)))
+    if bad.size:
+        raise InputError(f"{path}: atomic number {numbers[bad[0]]} is not supported; 1 to 36 are.")
+    broken = np.flatnonzero(~np.isfinite(positions).all(axis=(1, 2)))
+    if broken.size:
+        raise InputError(f"{path}: coordinates of frame {broken[0] + 1} are not finite.")
+    return tuple(map(int, numbers)), positions.astype(np.float64) / BOHR_IN_ANGSTROM
+
+
+def _check_unit(frames: Frames, path: Path) -> None:
+    """Refuse coordinates in which no frame has bonds of a usual length."""
+    if len(frames.numbers) == 1:
+        return
+    some = frames.positions[:: max(1, frames.n // 200)]
+    apart = np.linalg.norm(some[:, :, None] - some[:, None], axis=-1)
+    apart = apart / radius_sums(frames.numbers) + np.diag(np.full(len(frames.numbers), np.inf))
+    bonds = np.median(apart.min(axis=-1), axis=-1)  # the typical bond of each frame
+
+    def usual(unit):
+        return bool(np.any((unit * bonds >= SHORTEST) & (unit * bonds <= LONGEST)))
+
+    if usual(1.0):
+        return
+    guesses = {"bohr": BOHR_IN_ANGSTROM, "nanometre": 10.0, "picometre": 0.01}
+    fitting = [unit for unit, length in guesses.items() if usual(length)]
+    hint = f"they look like {fitting[0]}" if fitting else "check the coordinates"
+    raise InputError(
+        f"{path}: nearest neighbours are typically {np.median(bonds):.2f} times a bond length "
+        f"apart, as coordinates in ångström cannot be; {hint}. Files must be in ångström."
+    )
+
+
+def _formula(numbers: Sequence[int]) -> str:
+    symbols = [SYMBOLS[z] for z in numbers]
+    return " ".join(symbols) if len(symbols) <= 12 else " ".join(symbols[:12]) + " ..."

@@ -1,0 +1,168 @@
+"""Pictures of a run: loss and error, the chains, internal coordinates, the curve of a diatomic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qchem import BOHR_IN_ANGSTROM, InputError
+from srdft import checkpoint
+from srdft.data import Frames, load_frames
+from srdft.diagnostics import quantities
+from srdft.experiment import Experiment, model_of
+from srdft.session import read_metrics
+
+FOLDER = "plots"
+CURVE = np.linspace(0.5, 2.5, 21)  # ångström; bond lengths of a diatomic's energy curve
+
+
+def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -> list[Path]:
+    """Draw what a run directory holds; the pictures go into its `plots` folder.
+
+    Args:
+        run: The directory.
+        data: Reference geometries for the histograms.
+        samples: Geometries to compare with them; by default those of the replay buffer.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: No run, no matplotlib, or geometries of another molecule.
+    """
+    if not run.is_dir():
+        raise InputError(f"{str(run)!r} is not the directory of a run.")
+    metrics = read_metrics(run)
+    experiment, model = model_of(run)
+    latest = Experiment.from_checkpoint(checkpoint.find(run, checkpoint.LATEST))
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    written = []
+    if metrics:
+        written += [
+            _draw(folder / "training.png", _training, metrics),
+            _draw(folder / "chains.png", _chains, metrics),
+        ]
+    several = len(experiment.families) > 1
+    for index, family in enumerate(experiment.families):
+        suffix = f"_{family.name}" if several else ""
+        reference = None
+        if data is not None and not several:
+            reference = load_frames(
+                data, charge=family.charge, multiplicity=family.multiplicity
+            ).ordered_as(family.numbers, str(data))
+        frames = _samples(latest, index, None if several else samples)
+        start = np.asarray(latest.state.given[index][0])
+        if frames.n:
+            path = folder / f"coordinates{suffix}.png"
+            written.append(_draw(path, _coordinates, frames, reference, start))
+        if len(family.numbers) == 2:
+            written.append(_draw(folder / f"curve{suffix}.png", _curve, family, model))
+    return written
+
+
+def _samples(experiment, index, path):
+    family = experiment.families[index]
+    if path is not None:
+        frames = load_frames(path, charge=family.charge, multiplicity=family.multiplicity)
+        return frames.ordered_as(family.numbers, str(path))
+    buffer = experiment.state.samples[index].buffer
+    return Frames(family.numbers, np.asarray(buffer.positions)[: int(buffer.size)])
+
+
+def _draw(path: Path, draw, *arguments: Any) -> Path:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("plots need matplotlib: pip install 'srdft[plot]'.") from None
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, *arguments)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _series(metrics, name):
+    """Steps and values of a metric, where it has any."""
+    found = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+    steps, values = zip(*found) if found else ((), ())
+    return np.array(steps), np.array(values)
+
+
+def _training(figure, metrics):
+    figure.set_size_inches(9, 3.5)
+    left, right = figure.subplots(1, 2)
+    steps, energy = _series(metrics, "energy")
+    left.plot(steps, energy, lw=0.8)
+    left.set(xlabel="step", ylabel="mean energy of a batch, hartree")
+    for name, label in (
+        ("error_estimate", "training batches"),
+        ("sampled_error_estimate", "sampled batches"),
+        ("smoothed_error", "sampled, smoothed"),
+    ):
+        steps, values = _series(metrics, name)
+        if values.size:
+            right.plot(steps, np.maximum(values, 1e-12), lw=0.8, label=label)
+    right.set(xlabel="step", ylabel="estimated energy error, hartree", yscale="log")
+    right.legend()
+
+
+def _chains(figure, metrics):
+    figure.set_size_inches(9, 3.5)
+    left, right = figure.subplots(1, 2)
+    for name in ("acceptance", "impossible", "dissociated", "swaps"):
+        steps, values = _series(metrics, name)
+        if values.size and (name == "acceptance" or values.any()):
+            left.plot(steps, values, lw=0.8, label=name)
+    left.set(xlabel="step", ylabel="part of the proposals", ylim=(0, 1))
+    if left.lines:
+        left.legend()
+    steps, sizes = _series(metrics, "step_size")
+    for i in range(sizes.shape[1] if sizes.size else 0):
+        for j in range(sizes.shape[2]):
+            right.plot(steps, sizes[:, i, j], lw=0.8)
+    right.set(xlabel="step", ylabel="step size, bohr²", yscale="log")
+
+
+def _coordinates(figure, frames, reference, start):
+    ours = quantities(frames.numbers, frames.positions, start)
+    theirs = quantities(frames.numbers, reference.positions, start) if reference else {}
+    columns = min(4, len(ours))
+    rows = -(-len(ours) // columns)
+    figure.set_size_inches(3 * columns, 2.4 * rows)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis, (name, values) in zip(axes, ours.items(), strict=False):
+        is_angle = name.count("-") == 3
+        scale = 1.0 if is_angle else BOHR_IN_ANGSTROM
+        together = np.concatenate([values, theirs.get(name, values)]) * scale
+        edges = np.linspace(together.min() - 1e-9, together.max() + 1e-9, 31)
+        axis.hist(values * scale, edges, density=True, alpha=0.6, label="samples")
+        if name in theirs:
+            axis.hist(theirs[name] * scale, edges, density=True, histtype="step", label="reference")
+        axis.set(title=name, xlabel="degrees" if is_angle else "Å", yticks=[])
+    if len(ours):
+        axes[0].legend()
+    for axis in axes[len(ours) :]:
+        axis.set_visible(False)
+
+
+def _curve(figure, family, model):
+    """Energy of a diatomic along its bond: the model's and the converged one."""
+    figure.set_size_inches(6, 5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    predicted, converged = [], []
+    for length in CURVE / BOHR_IN_ANGSTROM:
+        positions = jnp.array([[0.0, 0.0, -length / 2], [0.0, 0.0, length / 2]])
+        predicted.append(float(family.energy_fn(model, positions)))
+        result = family.solve(positions)
+        converged.append(float(result.energy) if bool(result.converged) else np.nan)
+    above.plot(CURVE, converged, label="converged SCF")
+    above.plot(CURVE, predicted, "--", label="model")
+    above.set(ylabel="energy, hartree")
+    above.legend()
+    below.plot(CURVE, np.maximum(np.array(predicted) - np.array(converged), 1e-14))
+    below.set(xlabel="bond length, Å", ylabel="error, hartree", yscale="log")

@@ -1,0 +1,226 @@
+"""The `srdft` command from end to end on hydrogen: files, JSON, exit codes, messages."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qchem import BOHR_IN_ANGSTROM
+from qchem import cli as qchem_cli
+from srdft import checkpoint, cli
+from srdft.config import load_config
+from srdft.data import load_frames
+from srdft.experiment import model_of
+from srdft.session import read_metrics
+
+CONFIG = """
+[family]
+xyz = "h2.xyz"
+basis = "sto-3g"
+xc = "hf"
+two_electron = "exact"
+
+[model]
+features = "constant"
+steps = 1
+
+[sampler]
+temperature = 3000
+guard = 3.0
+chains = 4
+steps = 4
+warmup = 8
+step_size = 0.01
+
+[train]
+steps = 6
+pretrain_steps = 2
+batch = 4
+checkpoint_every = 3
+"""
+KEYS = {
+    "n", "energy_mae", "fock_mae", "orbital_energy_mae", "occupied_orbital_energy_mae", "homo_mae",
+    "lumo_mae", "gap_mae", "force_mae", "dipole_mae", "occupied_cosine", "scf_cycles_guess",
+    "scf_cycles_model", "after_steps",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quiet_jax(monkeypatch):
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)  # else it would change later tests
+
+
+def write_xyz(path, bonds, axis=2):
+    blocks = []
+    for r in bonds:
+        last = [0.0, 0.0, 0.0]
+        last[axis] = r
+        blocks.append(f"2\n\nH 0 0 0\nH {last[0]} {last[1]} {last[2]}\n")
+    path.write_text("".join(blocks))
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr."""
+    capsys.readouterr()
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a configuration and of a finished run of it."""
+    folder = tmp_path_factory.mktemp("h2")
+    write_xyz(folder / "h2.xyz", [0.74])
+    (folder / "h2.toml").write_text(CONFIG)
+    configure, cli.configure_jax = cli.configure_jax, lambda: None
+    try:
+        assert cli.main(["train", str(folder / "h2.toml"), "--out", str(folder / "run")]) == 0
+    finally:
+        cli.configure_jax = configure
+    return folder
+
+
+def test_train_writes_what_a_run_is_made_of(trained):
+    run_directory = trained / "run"
+    names = {path.name for path in run_directory.iterdir()}
+    assert {"config.toml", "metrics.jsonl", checkpoint.LATEST, checkpoint.BEST} <= names
+    lines = read_metrics(run_directory)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for name in ("energy", "error_estimate", "residual", "seconds"):
+        assert name in lines[0]
+    for name in ("acceptance", "step_size", "sampled_error_estimate", "sampled_residual"):
+        assert name in lines[-1]
+    assert load_config(run_directory / "config.toml") == load_config(trained / "h2.toml")
+    header = checkpoint.read_header(run_directory / checkpoint.LATEST)
+    assert header["step"] == 8 and header["versions"]["jax"]
+    assert header["families"] == [{"name": "h2", "numbers": [1, 1], "given": 1}]
+
+
+def test_evaluate_compares_with_converged_scf(trained, capsys):
+    scan = write_xyz(trained / "scan.xyz", [0.65, 0.74, 0.85, 0.95])
+    code, out, err = run(capsys, "evaluate", trained / "run", "--data", scan, "--n", 3, "--json")
+    report = json.loads(out)
+    assert code == 0 and report.keys() >= KEYS and report["n"] == 3
+    # Two functions and two electrons: symmetry alone gives the orbitals.
+    assert report["energy_mae"] < 1e-10 and report["occupied_cosine"] > 1 - 1e-10
+    assert report["after_steps"]["steps"] == [0, 1, 2]
+    assert len(report["after_steps"]["energy_mae"]) == 3
+    assert report["force_mae"] < 1e-6 and report["scf_cycles_model"] <= report["scf_cycles_guess"]
+    code, out, err = run(capsys, "evaluate", trained / "run" / checkpoint.LATEST, "--data", scan)
+    assert code == 0 and out == "" and "4 geometries" in err and "occupied cosine" in err
+
+
+def test_samples_follow_the_boltzmann_distribution_of_the_curve(trained, capsys):
+    path = trained / "samples.xyz"
+    code, out, err = run(
+        capsys, "sample", trained / "run", "--n", 400, "--out", path, "--temperature", 4000
+    )
+    assert code == 0 and out == "" and "acceptance" in err and "R-hat" in err
+    frames = load_frames(path)
+    assert frames.n == 400 and "energy_hartree=-1.1" in path.read_text()
+    lengths = np.linalg.norm(frames.positions[:, 0] - frames.positions[:, 1], axis=1)
+    experiment, model = model_of(trained / "run")
+    r = np.linspace(0.7, 3.5, 57)
+    placed = np.stack([np.zeros((r.size, 3)), r[:, None] * [0, 0, 1]], axis=1)
+    energy = np.array([float(experiment.families[0].energy_fn(model, x)) for x in placed])
+    weight = r**2 * np.exp(-(energy - energy.min()) * 315775.02480407 / 4000)
+    mean = np.sum(weight * r) / np.sum(weight)
+    spread = np.sqrt(np.sum(weight * (r - mean) ** 2) / np.sum(weight))
+    assert abs(lengths.mean() - mean) < 5 * spread / np.sqrt(60)
+    assert 0.6 < lengths.std() / spread < 1.5
+
+
+def test_plots_are_drawn(trained, capsys):
+    pytest.importorskip("matplotlib")
+    reference = write_xyz(trained / "reference.xyz", np.linspace(0.65, 0.9, 12))
+    code, _, err = run(capsys, "plot", trained / "run", "--data", reference)
+    assert code == 0
+    names = {path.name for path in (trained / "run" / "plots").iterdir()}
+    assert names == {"training.png", "chains.png", "coordinates.png", "curve.png"}
+    assert all(name in err for name in names)
+    for path in (trained / "run" / "plots").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_resume_goes_on_and_refuses_another_training(trained, capsys):
+    config, out = trained / "h2.toml", trained / "run"
+    code, _, err = run(capsys, "train", config, "--out", out)
+    assert code == 2 and "--resume" in err
+    code, _, err = run(
+        capsys, "train", config, "--out", out, "--resume", "--set", "train.steps=8", "train.seed=0"
+    )
+    assert code == 0 and "goes on after step 8" in err
+    assert read_metrics(out)[-1]["step"] == 10
+    for change, message in (
+        ("family.basis=6-31g", "family.basis is '6-31g', was 'sto-3g'"),
+        ("model.steps=2", "model.steps is 2, was 1"),
+        ("sampler.chains=8", "sampler.chains is 8, was 4"),
+    ):
+        code, _, err = run(capsys, "train", config, "--out", out, "--resume", "--set", change)
+        assert code == 2 and message in err
+    helium = trained / "other.toml"
+    helium.write_text(CONFIG.replace("h2.xyz", "other.xyz"))
+    (trained / "other.xyz").write_text("1\n\nHe 0 0 0\n")
+    code, _, err = run(capsys, "train", helium, "--out", out, "--resume")
+    assert code == 2 and "atoms is [2], was [1, 1]" in err
+
+
+def test_an_interrupted_training_has_a_code_of_its_own(trained, capsys, monkeypatch):
+    from srdft import session
+
+    record = session.Session._record
+
+    def stopping(self, *arguments):
+        self.stop.set()
+        return record(self, *arguments)
+
+    monkeypatch.setattr(session.Session, "_record", stopping)
+    out = trained / "interrupted"
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out)
+    assert code == 130 and "interrupted after step 1 of 8" in err
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "configure_jax", lambda: None)
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out, "--resume")
+    assert code == 0 and "goes on after step 1" in err
+
+
+def test_wrong_input_has_code_2(trained, capsys, tmp_path):
+    scan = write_xyz(tmp_path / "scan.xyz", [0.74])
+    bohr = write_xyz(tmp_path / "bohr.xyz", [0.74 / BOHR_IN_ANGSTROM])
+    (tmp_path / "he.xyz").write_text("1\n\nHe 0 0 0\n")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(CONFIG.replace("chains", "chain"))
+    cases = [
+        (("evaluate", tmp_path, "--data", scan), "srdft train writes"),
+        (("evaluate", trained / "run", "--data", tmp_path / "absent.npz"), "cannot read"),
+        (("evaluate", trained / "run", "--data", bohr), "look like bohr"),
+        (("evaluate", trained / "run", "--data", tmp_path / "he.xyz"), "another molecule"),
+        (("evaluate", trained / "run", "--data", scan, "--family", "x"), "choose one of h2"),
+        (("sample", trained / "run", "--n", 0, "--out", tmp_path / "s.xyz"), "1 or more"),
+        (("plot", tmp_path), "srdft train writes"),
+        (("train", wrong, "--out", tmp_path / "run"), "did you mean sampler.chains?"),
+        (("train", trained / "h2.toml", "--out", tmp_path / "run", "--set", "x"), "section.key"),
+        (("train", trained / "h2.toml", "--out", scan / "run"), "cannot write"),
+        (("train",), "required"),
+    ]
+    for arguments, message in cases:
+        code, out, err = run(capsys, *arguments)
+        assert code == 2 and out == "" and message in err, err
+
+
+def test_failures_have_code_1(trained, capsys, monkeypatch):
+    def full(*arguments):
+        raise checkpoint.CheckpointError("cannot write the checkpoint: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", trained / "full")
+    assert code == 1 and "No space left on device" in err
+
+
+def test_version(capsys):
+    code, out, _ = run(capsys, "--version")
+    assert code == 0 and out.split()[1] == qchem_cli.versions()["srdft"]
