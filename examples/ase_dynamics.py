@@ -8,9 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase.io import read
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from ase.units import fs
+from ase.units import fs, kB
 
 from qchem.ase import Calculator
 
@@ -22,8 +21,9 @@ atoms = read(Path(__file__).with_name("water.xyz"))
 atoms.calc = Calculator(
     basis="6-31g", xc="pbe", two_electron="df", aux="def2-universal-jkfit", grid=1
 )
-MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
-Stationary(atoms)
+masses = atoms.get_masses()[:, None]
+velocities = np.random.default_rng(0).normal(size=(len(atoms), 3)) * np.sqrt(300 * kB / masses)
+atoms.set_velocities(velocities - (masses * velocities).sum(0) / masses.sum())
 totals = []
 with VelocityVerlet(atoms, timestep=0.5 * fs) as dynamics:
     dynamics.attach(lambda: totals.append(atoms.get_total_energy()))

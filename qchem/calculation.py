@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
@@ -23,10 +23,13 @@ from qchem.molecule import Molecule
 from qchem.properties import gradient, moments
 from qchem.scf.converge import check_solver, converge, curvature, traced
 from qchem.scf.hamiltonian import ENERGIES, Method, TwoElectron
+from qchem.scf.orbitals import density_matrix
+from qchem.scf.response import constant, relaxed_factor
 from qchem.scf.solve import SCFResult, solve
 from qchem.scf.stability import UNSTABLE
 from qchem.scf.start import Guess
 from qchem.xc.functional import Functional
+from qchem.xc.learned import SUFFIX, AnyFunctional, load_functional
 
 BasisLike = str | Mapping[str, str] | Basis
 GridLike = int | tuple[int, int] | Grid
@@ -150,7 +153,7 @@ def _frontier(mo_energy, mo_occ):
 def energy(
     molecule: Molecule,
     basis: BasisLike = "def2-svp",
-    xc: str | Functional = "b3lyp",
+    xc: str | AnyFunctional = "b3lyp",
     *,
     two_electron: TwoElectron = "exact",
     aux: BasisLike | None = None,
@@ -160,6 +163,7 @@ def energy(
     guess: str | Result = "sap",
     solver: str = "auto",
     follow_instability: bool = False,
+    field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -170,7 +174,8 @@ def energy(
     Args:
         molecule: A closed shell if its multiplicity is 1, else unrestricted.
         basis: Name of a set, one per element symbol, or a `Basis`.
-        xc: Functional by name, "hf" for Hartree-Fock, or a `Functional`.
+        xc: Functional by name, "hf" for Hartree-Fock, the path of a learned one (.eqx), or a
+            `Functional` or `LearnedFunctional`.
         two_electron: Exact integrals, or density fitting ("df").
         aux: Auxiliary set of density fitting; by default the one that suits `basis`.
         grid: Level 0 to 9, numbers of (radial, angular) points, or a `Grid`.
@@ -181,6 +186,7 @@ def energy(
         solver: "diis"; "second-order", Newton's method within a trust region; or "auto", the first
             and, where it stalls, the second.
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
+        field: A uniform electric field, hartree/(e bohr).
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -193,6 +199,7 @@ def energy(
     start = perf_counter()
     _check_precision(molecule.positions)
     method, settings = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    method = _in_field(method, field)
     nocc = _occupied(molecule, unrestricted)
     options = resolved_options(scf_options)
     check_solver(solver, options)
@@ -218,6 +225,22 @@ def energy(
         **options,
     }
     return Result(molecule, method, scf, energies, settings, timings)
+
+
+class Relaxed(eqx.Module):
+    """A converged state that can be differentiated once; see `EnergyFunction.relaxed`.
+
+    Attributes:
+        energy: Total, hartree.
+        dm: Density matrix of each spin.
+        dipole: e bohr, about the origin of the coordinates.
+        converged: Where not, derivatives are not a number.
+    """
+
+    energy: Float[Array, ""]
+    dm: Float[Array, "nspin nao nao"]
+    dipole: Float[Array, " 3"]
+    converged: Bool[Array, ""]
 
 
 class EnergyFunction(eqx.Module):
@@ -271,6 +294,26 @@ class EnergyFunction(eqx.Module):
         """Converged orbitals and all that belongs to them. Not differentiable."""
         return _solve(self, jnp.asarray(positions))
 
+    def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
+        """The converged state, with its first derivatives in everything.
+
+        In forward and reverse mode, with respect to positions and to the arrays of this function:
+        exponents and contraction coefficients in `method.basis`, `method.charges`, `method.field`,
+        what `method.functional` has learned. See `qchem.scf.response`; the integrals are held in
+        memory.
+        """
+        positions = jnp.asarray(positions)
+        scf = constant(self).solve(jax.lax.stop_gradient(positions))
+        hamiltonian, _ = self.method.hamiltonian(positions)
+        factor = relaxed_factor(hamiltonian, scf, self.nocc)
+        dipole, _ = moments(self.method, positions, factor)
+        return Relaxed(
+            energy=hamiltonian.energy(factor),
+            dm=density_matrix(factor),
+            dipole=dipole,
+            converged=scf.converged,
+        )
+
     def _mapped(self, *, with_gradient: bool):
         """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
 
@@ -308,7 +351,7 @@ def _evaluate(function, positions, with_gradient):
 def energy_fn(
     numbers: Sequence[int],
     basis: BasisLike = "def2-svp",
-    xc: str | Functional = "b3lyp",
+    xc: str | AnyFunctional = "b3lyp",
     *,
     charge: int = 0,
     multiplicity: int = 1,
@@ -319,6 +362,7 @@ def energy_fn(
     unrestricted: bool = False,
     guess: str | Result = "sap",
     solver: str = "diis",
+    field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     chunk: int = 1,
     **scf_options: Any,
 ) -> EnergyFunction:
@@ -333,8 +377,8 @@ def energy_fn(
         solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
-        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, **scf_options: As in
-            `energy`.
+        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, **scf_options:
+            As in `energy`.
     """
     apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
     molecule = Molecule.from_arrays(
@@ -343,6 +387,7 @@ def energy_fn(
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
     method, _ = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    method = _in_field(method, field)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     if options.get("smearing"):
@@ -412,6 +457,8 @@ def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
         if not isinstance(basis, str):
             raise InputError("density fitting of a basis without a name needs aux=.")
         aux = default_auxiliary(basis)
+    if isinstance(xc, str) and xc.endswith(SUFFIX):
+        xc = load_functional(xc)
     names = (numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian)
     try:
         hash(names)
@@ -430,6 +477,15 @@ def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
     return method, settings
 
 
+def _in_field(method: Method, field) -> Method:
+    if field is None:
+        return method
+    field = np.asarray(field) if isinstance(field, Sequence) else field
+    if field.shape != (3,):
+        raise InputError(f"a field has three components; {field.shape} is the shape of this one.")
+    return eqx.tree_at(lambda m: m.field, method, field, is_leaf=lambda x: x is None)
+
+
 def _frozen(value):
     return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
 
@@ -437,7 +493,7 @@ def _frozen(value):
 @lru_cache(maxsize=32)
 def _build(numbers, basis, xc, aux, grid, cartesian) -> Method:
     """Everything that does not depend on positions, kept for the next geometry."""
-    functional = xc if isinstance(xc, Functional) else Functional.from_name(xc)
+    functional = Functional.from_name(xc) if isinstance(xc, str) else xc
     orbital = _basis(numbers, basis, not cartesian, auxiliary=False)
     auxiliary = None if aux is None else _basis(numbers, aux, orbital.spherical, auxiliary=True)
     if functional.ingredients == "none":

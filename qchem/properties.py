@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.integrals.moments import packed_moment, unpack
@@ -44,5 +43,5 @@ def moments(
     integrals = unpack(packed, method.basis.nao)
     density = jnp.sum(density_matrix(factor), axis=0)
     electrons = jnp.einsum("xij,ij->x", integrals[1:], density, precision="highest")
-    charges = jnp.asarray(np.asarray(method.numbers, dtype=float), positions.dtype)
+    charges = jnp.asarray(method.charges, positions.dtype)
     return charges @ positions - electrons, spin_square(factor, integrals[0])

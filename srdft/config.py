@@ -49,7 +49,7 @@ class FamilyConfig:
 class ModelConfig:
     """The model that maps geometries to orbitals; see docs/model.md."""
 
-    features: Literal["constant", "gates", "network"] = "gates"
+    features: Literal["constant", "gates", "network"] = "constant"
     """What the weights depend on: nothing, smooth functions of distances, or a network."""
     steps: int = 2
     """Learned steps; each builds one Fock matrix."""

@@ -18,6 +18,7 @@ from srdft.operators import (
     BlockClasses,
     mix,
     operator_names,
+    operator_scales,
     operators,
     shell_of_ao,
     shell_order,
@@ -128,6 +129,7 @@ class OperatorMixture(AbstractOrbitalModel):
         overlap = hamiltonian.overlap
         features = self.shell_features(molecule)
         ao, index = shell_of_ao(family), self.classes.index(family)
+        scales = operator_scales(family, self.operator_names, hamiltonian.kinetic)
         guess = jnp.asarray(family.guess_factor, dtype)
         ncolumn = max(guess.shape[-1], *nocc)
 
@@ -139,7 +141,7 @@ class OperatorMixture(AbstractOrbitalModel):
             _, fock = hamiltonian.energy_and_fock(factor)
             next_factor = occupied_orbitals(fock, overlap, *orbitals(fock, overlap), nocc)
             change = damping * (fock - before)
-            known = operators(hamiltonian, factor, fock, next_factor, change)
+            known = operators(hamiltonian, factor, fock, next_factor, change) * scales[None]
             chosen = weights[: len(nocc)].astype(dtype)[:, index]
             mixed = jnp.einsum("sabkf,abf->skab", chosen, features, precision="highest")
             fock = fock - KEPT * change + mix(mixed, known, ao)

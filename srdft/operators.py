@@ -106,15 +106,47 @@ def shell_of_ao(family: MoleculeFamily) -> Int[np.ndarray, nao]:
     return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
 
+# Each operator grows with this power of a shell's energy.
+_POWERS = {
+    "overlap": 0,
+    "kinetic": 1,
+    "attraction": 1,
+    "coulomb": 1,
+    "exchange": 1,
+    "xc": 1,
+    "density": 0,
+    "next density": 0,
+    "fock density": 1,
+    "fock next density": 1,
+    "fock squared": 2,
+    "change": 0,
+}
+
+
 def operator_names(functional: Functional) -> tuple[str, ...]:
     """The operators that a model mixes, as far as the functional has them."""
-    names = ["overlap", "kinetic", "attraction", "coulomb"]
-    if functional.exchange_fraction or functional.attenuated_fraction:
-        names.append("exchange")
-    if functional.ingredients != "none":
-        names.append("xc")
-    densities = ["density", "next density", "fock density", "fock next density"]
-    return (*names, *densities, "fock squared", "change")
+    absent = set()
+    if not (functional.exchange_fraction or functional.attenuated_fraction):
+        absent.add("exchange")
+    if functional.ingredients == "none":
+        absent.add("xc")
+    return tuple(name for name in _POWERS if name not in absent)
+
+
+def operator_scales(
+    family: MoleculeFamily, names: tuple[str, ...], kinetic: Float[Array, "nao nao"]
+) -> Float[Array, "nop nao nao"]:
+    """Factors that bring blocks of core and valence shells to about the same size.
+
+    (u_a u_b)^(-power) with u_a = sqrt(1 + T_aa): the energy of a shell grows as its kinetic
+    energy, which depends on no position; averaged over the shell's AOs.
+    """
+    ao = jnp.asarray(shell_of_ao(family))
+    sizes = jnp.asarray([shell.size for shell in family.shells], kinetic.dtype)
+    of_shell = jnp.zeros_like(sizes).at[ao].add(jax.lax.stop_gradient(jnp.diag(kinetic))) / sizes
+    root = jnp.sqrt(1 + of_shell)[ao]
+    size = root[:, None] * root[None, :]
+    return jnp.stack([size ** -_POWERS[name] for name in names])
 
 
 def operators(

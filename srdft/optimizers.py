@@ -204,10 +204,16 @@ class SecondOrder(AbstractOptimizer):
                 means.append(total / len(positions))
             return sum(means) / len(means)
 
+        weights, rest = eqx.partition(model, eqx.is_inexact_array)
+        whole, _ = eqx.partition(self.gauss_newton.step(state, model), eqx.is_inexact_array)
+
         def stepped(tries):
             scale = self.scale * jnp.exp2(-tries.astype(bound.dtype))
-            scale = jnp.where(tries > self.halvings, 0, scale)
-            return self.gauss_newton.step(state, model, scale)
+            given_up = tries > self.halvings  # and then nothing of a step that may be NaN
+            part = jax.tree.map(
+                lambda old, new: jnp.where(given_up, old, old + scale * (new - old)), weights, whole
+            )
+            return eqx.combine(part, rest)
 
         def too_high(search):
             tries, energy = search

@@ -120,6 +120,9 @@ def test_component_agrees_with_libxc(name, nspin):
     if "b97" in name:  # its power series change sign, and cancel where they do
         x = abs(from_pyscf(rho)[: len(first)]) + 1e-300
         bound = bound + 1e-11 * np.sum(x * abs(expected_first), axis=0, keepdims=True) / x
+    if name == "gga_x_wpbeh":  # where the gradient is small libxc's terms cancel
+        sigma = np.sum(rho[:, 1:4] ** 2, axis=1)
+        bound[nspin::2] *= 1 + 1e-3 * rho[:, 0] ** (8 / 3) / sigma
     assert np.all(error <= bound)
     if nspin == 1 or name == "gga_x_wpbeh":  # which test_attenuation compares with 40 digits
         return

@@ -13,6 +13,7 @@ from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
     attenuated,
     auxiliary_distributions,
+    npair,
     pair_distributions,
     plan_pairs,
 )
@@ -83,43 +84,45 @@ def test_exchange_in_chunks_is_the_same(monkeypatch):
 RANGES = [ExchangeWeights(0.4), ExchangeWeights(0.2, 0.5, 0.45), ExchangeWeights(0.0, 0.3, -0.6)]
 
 
+def small_rows(positions):
+    bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
+    return bras, auxiliary_distributions(FITTING, positions)
+
+
 @pytest.mark.parametrize("weights", RANGES[1:], ids=["long", "short"])
 def test_separated_ranges(weights):
     """The attenuated builder against integrals of the attenuated interaction, exact and fitted."""
     full, part, omega = weights
-    bras, aux = pairs(POSITIONS), auxiliary(POSITIONS)
-    inverse = jnp.asarray(omega**-2)
+    lists, nao, naux = small_rows(POSITIONS), SMALL.nao, FITTING.nao
+    factor, size = FACTOR[:, :nao], npair(nao)
 
     @oracle.jit
     def compute(factor):
-        packed = builders.PackedJK.build_separated(bras, NAO, weights)
-        fitted = builders.DensityFittedJK.build_separated(bras, aux, NAO, AUX.nao, omega)
-        far = [attenuated(rows, inverse) for rows in (bras, aux)]
+        packed = builders.PackedJK.build_separated(lists[0], nao, weights)
+        fitted = builders.DensityFittedJK.build_separated(*lists, nao, naux, omega)
+        far = [attenuated(rows, jnp.asarray(omega**-2)) for rows in lists]
         integrals = [
-            (coulomb_4c(b, NPAIR), coulomb_3c(b, a, NPAIR, AUX.nao), coulomb_2c(a, AUX.nao))
-            for b, a in ((bras, aux), far)
+            (coulomb_4c(b, size), coulomb_3c(b, a, size, naux), coulomb_2c(a, naux))
+            for b, a in (lists, far)
         ]
         return [jk.exchange(factor) for jk in (*packed, *fitted)], integrals
 
-    matrices, (near, far) = compute(FACTOR)
+    matrices, (near, far) = compute(factor)
     if omega < 0:
         far = [x - y for x, y in zip(near, far, strict=True)]
-    exact = [np.asarray(dense(x[0])) for x in (near, far)]
-    fits = []
-    for _, three, two in (near, far):
-        square = np.asarray(unpack(three.T, NAO))
+    exact, fits = [], []
+    for four, three, two in (near, far):
+        packed = jnp.moveaxis(unpack(unpack(four, size), nao), 0, -1)
+        exact.append(np.asarray(unpack(packed, nao)))
+        square = np.asarray(unpack(three.T, nao))
         fits.append(np.einsum("pab,pq,qcd->abcd", square, np.linalg.inv(two), square))
-    expected = exact[0], full * exact[0] + part * exact[1], *fits
-    for measured, eri in zip(matrices, expected, strict=True):
-        reference = np.einsum("abcd,sbd->sac", eri, DM)
-        # The metric of long range is regularized, to 1e-8 of its unit.
+    both = full * exact[0] + part * exact[1]
+    dm = factor @ jnp.swapaxes(factor, 1, 2)
+    for measured, eri in zip(matrices, (exact[0], both, *fits), strict=True):
+        reference = np.einsum("abcd,sbd->sac", eri, dm)
+        # The metric of long range is regularized, by 1e-8 of its unit.
         rtol = 1e-6 if eri is fits[1] and omega > 0 else 1e-10
         assert_allclose(measured, reference, atol=rtol * np.abs(reference).max())
-
-
-def small_rows(positions):
-    bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
-    return bras, auxiliary_distributions(FITTING, positions)
 
 
 def check_energy(energy, expected):

@@ -11,6 +11,7 @@ from pyscf import dft, gto
 
 from qchem.basis.layout import Basis
 from qchem.grids import Grid
+from qchem.xc import quadrature
 from qchem.xc.functional import Functional
 from qchem.xc.quadrature import GridXC
 
@@ -62,7 +63,10 @@ def small():
 
 @pytest.mark.parametrize(
     ("name", "nspin", "storage_bytes"),
-    [("b3lyp", 1, STORE), ("pbe", 2, 0), ("svwn", 1, 0), ("svwn", 2, STORE)],
+    [
+        *[("b3lyp", 1, STORE), ("pbe", 2, 0), ("svwn", 1, 0), ("svwn", 2, STORE)],
+        *[("m06_l", 1, STORE), ("r2scan", 2, 0)],
+    ],
 )
 def test_energy_and_fock_agree_with_pyscf(water, name, nspin, storage_bytes):
     mol, grids, overlap, basis, grid = water
@@ -106,9 +110,10 @@ def energy_of(functional, basis, grid, chunk=64, storage_bytes=0):
     return energy
 
 
-def test_derivatives_agree_with_finite_differences(small):
+@pytest.mark.parametrize("name", ["pbe", "tpss"])
+def test_derivatives_agree_with_finite_differences(small, name):
     basis, grid, dm = small
-    energy = energy_of(Functional.from_name("pbe"), basis, grid)
+    energy = energy_of(Functional.from_name(name), basis, grid)
     rng = np.random.default_rng(1)
     step = rng.normal(size=dm.shape)
     steps = jnp.asarray(rng.normal(size=(3, 3))), jnp.asarray(step + step.transpose(0, 2, 1))
@@ -185,6 +190,19 @@ def test_positions_decide_the_precision(small):
     for single, double in zip(energy_and_fock("float32"), energy_and_fock("float64"), strict=True):
         assert single.dtype == jnp.float32
         assert_allclose(single, double, rtol=1e-5, atol=1e-5)
+
+
+def test_kinetic_energy_density_of_a_single_orbital():
+    """One s Gaussian: tau = |grad psi|² / 2 = |grad rho|² / (8 rho)."""
+    exponent = 0.7
+    r = np.array([[0.3, -0.2, 0.5], [0.0, 0.0, 0.0], [1.0, 2.0, 0.1]])
+    value = (2 * exponent / np.pi) ** 0.75 * np.exp(-exponent * np.sum(r**2, axis=1))
+    ao = jnp.asarray(np.stack([value, *(-2 * exponent * r.T * value)]))[..., None]
+    dm = jnp.ones((1, 1, 1))
+    rho, sigma = quadrature.density_and_gradient(dm, ao)
+    tau = quadrature.kinetic_energy_density(dm, ao)
+    assert_allclose(tau, 2 * exponent**2 * np.sum(r**2, axis=1)[None] * rho, rtol=1e-13)
+    assert_allclose(8 * rho * tau, sigma, rtol=1e-13)
 
 
 def test_exact_exchange_alone_leaves_nothing_to_integrate(small):

@@ -238,3 +238,28 @@ def test_wrong_input_is_refused():
         make(gaussian, numbers=(1, 1)).init(None, start, 0.0)
     with pytest.raises(InputError, match=r"start geometries \[1, 2, 3, 4\] are more than one"):
         make(gaussian, numbers=(1, 1), guard=1.0).init(None, start, 1e-3)
+
+
+@pytest.mark.slow
+def test_bond_lengths_of_hydrogen_by_the_engine():
+    """The exact Boltzmann weight of the converged energy; sto-3g, where symmetry alone gives the
+    orbitals, so that an untrained model has the converged energy too."""
+    import qchem
+    from srdft.config import Config, ModelConfig
+    from srdft.experiment import build_model
+    from srdft.family import MoleculeFamily
+
+    family = MoleculeFamily.build((1, 1), "sto-3g", "hf", two_electron="exact")
+    model = build_model(Config(model=ModelConfig(steps=1)), [family])
+    sampler = make(family.energy_fn, numbers=(1, 1), temperatures=(3000.0,), guard=3.5)
+    start = np.broadcast_to([[0.0, 0.0, -0.7], [0.0, 0.0, 0.7]], (4, 2, 3))
+    positions, _, _ = run(sampler, start, 1000, model)
+    lengths = np.linalg.norm(positions[:, :, 0] - positions[:, :, 1], axis=-1)
+    converged = qchem.energy_fn((1, 1), "sto-3g", "hf")
+    r = np.linspace(0.7, 3.2, 126)
+    placed = jnp.asarray(r[:, None, None] * np.array([[0, 0, 0], [0, 0, 1]]))
+    curve = np.asarray(jax.vmap(converged)(placed))
+    kt = 3000.0 / HARTREE_IN_KELVIN
+    mean, variance, _ = radial_moments(lambda x: np.interp(x, r, curve), kt, 0.7, 3.2)
+    assert_mean(lengths, mean)
+    assert_mean((lengths - mean) ** 2, variance)

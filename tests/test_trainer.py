@@ -20,7 +20,7 @@ from srdft.checkpoint import CheckpointError
 from srdft.optimizers import Judgement
 from srdft.schedules import Asynchronous, Interleaved, SamplerError
 from srdft.session import Session, read_metrics
-from tests.toys import toy_trainer
+from tests.toys import DIATOMIC, TRIATOMIC, toy_trainer
 
 ROOT = Path(__file__).parents[1]
 EVERY = 5  # steps between checkpoints
@@ -57,6 +57,15 @@ def test_training_lowers_the_error(finished):
     assert len(turned) == 12 and turned[0]["sampled_energy"] > 0
     best, _ = checkpoint.load(run / checkpoint.BEST, state)
     assert float(best.best) == float(state.best)
+
+
+def test_families_train_one_model_together(tmp_path):
+    trainer, state = toy_trainer(molecules=(DIATOMIC, TRIATOMIC))
+    _, state = train(tmp_path, trainer, state)
+    lines = read_metrics(tmp_path)
+    assert [one.buffer.positions.shape[1] for one in state.samples] == [2, 3]
+    assert lines[-1]["samples"] == 2 * 12 * 4 and len(lines[3]["step_size"]) == 2
+    assert lines[-1]["error_estimate"] < 0.1 * lines[0]["error_estimate"]
 
 
 def test_batches_hold_the_share_of_given_geometries():

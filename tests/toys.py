@@ -11,6 +11,8 @@ from srdft.parallel import Workers
 from srdft.sampler import Sampler, TotalDrift
 from srdft.trainer import Plan, Trainer
 
+DIATOMIC = ((0.0, 0.0, -0.75), (0.0, 0.0, 0.75))  # H2-like, at rest, bohr
+TRIATOMIC = ((0.0, 0.0, 0.0), (0.0, 0.0, 1.5), (0.0, 1.3, 0.75))
 ANCHOR = 0.3  # the weight at which a toy model's energy is the true one
 
 
@@ -52,12 +54,11 @@ def toy_model(dtype=jnp.float64):
     return ToyModel(jnp.zeros(3, dtype))
 
 
-DIATOMIC = ((0.0, 0.0, -0.75), (0.0, 0.0, 0.75))  # H2-like, at rest, bohr
-
-
-def toy_trainer(steps=24, pretrain_steps=3, reuse=2, kernel="mala", devices=None, **plan):
-    """A trainer of a harmonic diatomic, and its first state."""
-    family = HarmonicMolecule((1, 1))
+def toy_trainer(
+    steps=24, pretrain_steps=3, reuse=2, kernel="mala", devices=None, molecules=(DIATOMIC,), **plan
+):
+    """A trainer of harmonic molecules of hydrogen, by default a diatomic, and its first state."""
+    families = [HarmonicMolecule((1,) * len(molecule)) for molecule in molecules]
     defaults = {"batch": 4, "transitions": 3, "refresh_every": 2, "data_share": 0.2, "seed": 1}
     settings = Plan(
         steps=steps,
@@ -67,16 +68,20 @@ def toy_trainer(steps=24, pretrain_steps=3, reuse=2, kernel="mala", devices=None
         **(defaults | plan),
     )
     workers = Workers.over(jax.devices()[:1] if devices is None else devices)
-    sampler = Sampler(
-        TotalDrift(family.energy_fn),
-        kernel_from_name(kernel),
-        family.numbers,
-        (500.0,),
-        warmup=12,
-        workers=workers,
-    )
+    samplers = [
+        Sampler(
+            TotalDrift(family.energy_fn),
+            kernel_from_name(kernel),
+            family.numbers,
+            (500.0,),
+            guard=4.0,
+            warmup=12,
+            workers=workers,
+        )
+        for family in families
+    ]
     optimizer = FirstOrder.adam(settings.total, learning_rate=0.02, warmup_steps=2)
-    trainer = Trainer([family], [sampler], optimizer, settings, workers)
-    given = [np.array([DIATOMIC])]
+    trainer = Trainer(families, samplers, optimizer, settings, workers)
+    given = [np.array([molecule]) for molecule in molecules]
     state = trainer.init(toy_model(), given, nchain=4, buffer_size=16, step_size=1e-2)
     return trainer, state

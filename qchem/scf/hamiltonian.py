@@ -33,7 +33,7 @@ from qchem.jk import (
 )
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
-from qchem.xc.functional import Functional
+from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC
 
@@ -125,9 +125,11 @@ class Method(eqx.Module):
     numbers: tuple[int, ...] = eqx.field(static=True)
     basis: Basis
     aux: Basis | None
-    functional: Functional
+    functional: AnyFunctional
     grid: Grid | None
     nonlocal_grid: Grid | None
+    charges: Float[Array | np.ndarray, " natom"]
+    field: Float[Array | np.ndarray, " 3"] | None
     pairs: tuple[PairRows, ...]
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
@@ -139,11 +141,12 @@ class Method(eqx.Module):
         cls,
         numbers: tuple[int, ...],
         basis: Basis,
-        functional: Functional,
+        functional: AnyFunctional,
         *,
         aux: Basis | None = None,
         grid: Grid | None = None,
         nonlocal_grid: Grid | None = None,
+        field: Float[Array | np.ndarray, " 3"] | None = None,
         chunk: int = 4096,
         stored_bytes: int = STORED_BYTES,
     ) -> Method:
@@ -156,6 +159,8 @@ class Method(eqx.Module):
             aux: Density fitting with this basis; without, exact integrals.
             grid: For exchange and correlation; not needed by Hartree-Fock.
             nonlocal_grid: For VV10, where the functional has it; level 3 if left out.
+            field: A uniform electric field, hartree/(e bohr): the energy gains minus its product
+                with the dipole moment about the origin of the coordinates.
             chunk: Grid points held at once.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
@@ -174,6 +179,8 @@ class Method(eqx.Module):
             functional=functional,
             grid=grid if functional.ingredients != "none" else None,
             nonlocal_grid=nonlocal_grid,
+            charges=np.asarray(numbers, dtype=float),
+            field=field,
             pairs=plan_pairs(basis),
             screened=screened_charges(numbers),
             two_electron="df" if aux is not None else exact,
@@ -192,7 +199,10 @@ class Method(eqx.Module):
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
         screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
         jks, fractions = self._builders(positions, pairs)
-        matrices = jnp.stack([overlap, kinetic, kinetic + attraction, kinetic + screened])
+        hcore = kinetic + attraction
+        if self.field is not None:
+            hcore, screened = (x + self._field_potential(pairs, size) for x in (hcore, screened))
+        matrices = jnp.stack([overlap, kinetic, hcore, kinetic + screened])
         overlap, kinetic, hcore, guess = unpack(matrices, self.basis.nao)
         hamiltonian = Hamiltonian(
             overlap=overlap,
@@ -200,7 +210,7 @@ class Method(eqx.Module):
             hcore=hcore,
             jk=jks[0],
             xc=self._xc(positions, self.stored_bytes),
-            nuclear_repulsion=nuclear_repulsion(self.numbers, positions),
+            nuclear_repulsion=self._nuclear_energy(positions),
             exchange_fraction=fractions[0],
             attenuated_jk=jks[1],
             attenuated_fraction=fractions[1],
@@ -229,8 +239,11 @@ class Method(eqx.Module):
             factor = factor * jnp.sqrt(occupation)[:, None, :]
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
-        energy = nuclear_repulsion(self.numbers, positions) + jnp.vdot(kinetic, density)
+        energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density)
         energy = energy + potential_energy(pairs, self._nuclei(positions), density)
+        if self.field is not None:
+            field = unpack(self._field_potential(pairs, size)[None], self.basis.nao)[0]
+            energy = energy + jnp.vdot(field, density)
         weights = self._exchange_weights(0.5 * dm.shape[0])
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
@@ -265,8 +278,23 @@ class Method(eqx.Module):
             jks = DirectJK(pairs), DirectJK(attenuated(pairs, far))
         return (*jks, None)[:2], (weights.full, weights.attenuated)
 
+    def _nuclear_energy(self, positions):
+        charges = jnp.asarray(self.charges, positions.dtype)
+        energy = nuclear_repulsion(charges, positions)
+        if self.field is None:
+            return energy
+        return energy - jnp.asarray(self.field, positions.dtype) @ (charges @ positions)
+
+    def _field_potential(self, pairs, size):
+        """Energy of an electron in the field, for packed pairs."""
+        field = jnp.asarray(self.field, pairs[0].coefficient.dtype)
+        origin = jnp.zeros(3, field.dtype)
+        powers = np.eye(3, dtype=int).tolist()
+        moments = [packed_moment(pairs, size, tuple(power), origin) for power in powers]
+        return field @ jnp.stack(moments)
+
     def _nuclei(self, positions):
-        charges = jnp.asarray(self.numbers, positions.dtype)[:, None]
+        charges = jnp.asarray(self.charges, positions.dtype)[:, None]
         return charge_distribution(-charges, jnp.zeros_like(charges), positions)
 
     def _xc(self, positions, stored_bytes=0):
@@ -282,10 +310,9 @@ class Method(eqx.Module):
 
 
 def nuclear_repulsion(
-    numbers: tuple[int, ...], positions: Float[Array, "natom 3"]
+    charges: Float[Array, " natom"], positions: Float[Array, "natom 3"]
 ) -> Float[Array, ""]:
     """Repulsion of the nuclei, hartree."""
-    i, j = np.triu_indices(len(numbers), 1)
-    z = np.asarray(numbers, dtype=float)
+    i, j = np.triu_indices(charges.size, 1)
     distance2 = jnp.sum((positions[i] - positions[j]) ** 2, axis=-1)
-    return jnp.sum(jnp.asarray(z[i] * z[j], positions.dtype) / jnp.sqrt(distance2))
+    return jnp.sum(charges[i] * charges[j] / jnp.sqrt(distance2))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from qchem.scf.orbitals import orbital_factor, reorthonormalize
 from qchem.scf.rotations import Expansion
@@ -43,8 +44,13 @@ def relaxed_factor(
     mo_coeff = reorthonormalize(scf.mo_coeff, hamiltonian.overlap)
     _, fock = hamiltonian.energy_and_fock(orbital_factor(mo_coeff, nocc))
     here = Expansion.at(hamiltonian, mo_coeff, fock, exists, nocc)
-    kappa = _solve(jax.lax.stop_gradient(here), here.gradient, scf.converged, max_products)
+    kappa = _solve(constant(here), here.gradient, scf.converged, max_products)
     return orbital_factor(here.rotated(-kappa), nocc)
+
+
+def constant(tree: PyTree) -> PyTree:
+    """The same for differentiation a constant; what is not an array remains."""
+    return eqx.combine(jax.lax.stop_gradient(eqx.filter(tree, eqx.is_array)), tree)
 
 
 def _solve(here: Expansion, gradient, converged, max_products):

@@ -117,6 +117,9 @@ class LearnedFunctional(eqx.Module):
         scratch.replace(path)
 
 
+AnyFunctional = Functional | LearnedFunctional
+
+
 def load_functional(path: str | PathLike[str]) -> LearnedFunctional:
     """A functional written by `LearnedFunctional.save`.
 
@@ -144,8 +147,8 @@ def load_functional(path: str | PathLike[str]) -> LearnedFunctional:
         raise FunctionalNotFoundError(f"no functional at {str(path)!r}: {error}") from error
     except _UNREADABLE as error:
         raise FunctionalNotFoundError(
-            f"{str(path)!r} cannot be read as a functional ({error}); it should have been written by "
-            "LearnedFunctional.save, in a program whose modules can be imported here."
+            f"{str(path)!r} cannot be read as a functional ({error}); it should have been written "
+            "by LearnedFunctional.save, in a program whose modules can be imported here."
         ) from error
 
 

@@ -13,7 +13,7 @@ from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
 from qchem.grids import Grid, GridPoints
 
-from .functional import Functional
+from .learned import AnyFunctional
 
 _AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
 _NCOMPONENT = (1, 4)  # value, gradient
@@ -30,7 +30,7 @@ class GridXC(eqx.Module):
         weights: Integration weights of all chunks, bohr³; None likewise.
     """
 
-    functional: Functional
+    functional: AnyFunctional
     basis: Basis
     points: GridPoints
     adjustment: Float[Array | np.ndarray, "natom natom"]
@@ -40,7 +40,7 @@ class GridXC(eqx.Module):
 
     def __init__(
         self,
-        functional: Functional,
+        functional: AnyFunctional,
         basis: Basis,
         grid: Grid,
         positions: Float[Array | np.ndarray, "natom 3"],
@@ -80,10 +80,10 @@ class GridXC(eqx.Module):
         if self.functional.ingredients == "none":
             return jnp.zeros((), self.positions.dtype)
 
-        def term(dm, ao, weights):
+        def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
-            tau = _kinetic(dm, ao) if self.functional.ingredients == "mgga" else None
-            return jnp.vdot(weights, self.functional.energy_density(rho, sigma, tau))
+            tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
+            return jnp.vdot(weights, functional.energy_density(rho, sigma, tau))
 
         return self._integrate(term, dm)
 
@@ -96,7 +96,7 @@ class GridXC(eqx.Module):
     def nelectron(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """The integral of the density: how far the grid is from exact, in electrons."""
 
-        def term(dm, ao, weights):
+        def term(_, dm, ao, weights):
             rho, _ = density_and_gradient(dm, ao[:1])
             return jnp.vdot(weights, jnp.sum(rho, axis=0))
 
@@ -104,15 +104,21 @@ class GridXC(eqx.Module):
 
     def _integrate(self, term, dm):
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
-        if self.ao is not None:
-            return chunked_sum(lambda dm, x: term(dm, *x), dm, (self.ao, self.weights))
+        # What a functional has learned is a parameter of the sum; the rest of it is not an array.
+        learned, fixed = eqx.partition(self.functional, eqx.is_array)
+
+        def stored(params, values):
+            learned, dm = params
+            return term(eqx.combine(learned, fixed), dm, *values)
 
         def recomputed(params, part):
-            dm, placement = params
-            return term(dm, *self._values(placement, part))
+            learned, dm, placement = params
+            return term(eqx.combine(learned, fixed), dm, *self._values(placement, part))
 
+        if self.ao is not None:
+            return chunked_sum(stored, (learned, dm), (self.ao, self.weights))
         placement = (self.positions, self.basis, self.adjustment)
-        return chunked_sum(recomputed, (dm, placement), self.points)
+        return chunked_sum(recomputed, (learned, dm, placement), self.points)
 
     def _values(self, placement, part: GridPoints):
         """AO values and weights of one chunk."""
@@ -137,7 +143,9 @@ def density_and_gradient(
     return rho[:, 0], sigma
 
 
-def _kinetic(dm, ao):
-    """tau = ½ Σ_mn dm_mn grad m · grad n of each spin, from AO gradients."""
+def kinetic_energy_density(
+    dm: Float[Array, "nspin nao nao"], ao: Float[Array, "ncomponent npoint nao"]
+) -> Float[Array, "nspin npoint"]:
+    """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
     half = jnp.einsum("xgm,smn->sxgn", ao[1:], dm, precision="highest")
     return jnp.stack([jnp.einsum("xgn,xgn->g", ao[1:], h, precision="highest") / 2 for h in half])

@@ -132,7 +132,8 @@ def hyb_mgga_xc_wb97m_v(density: SpinDensity) -> Float[Array, " npoint"]:
     same = alpha * like(a, _WB97M_V_SAME, _GAMMA_SAME)
     same = same + (beta * like(b, _WB97M_V_SAME, _GAMMA_SAME) if density.polarized else same)
     # Harmonic mean of both kinetic energies over that of a homogeneous gas
-    t = 2 * a.kinetic * (b.kinetic / (a.kinetic + b.kinetic)) / THOMAS_FERMI
+    share = b.kinetic / (a.kinetic + b.kinetic) if density.polarized else 0.5
+    t = 2 * a.kinetic * share / THOMAS_FERMI
     u = _fraction(_GAMMA_OPPOSITE, (a.reduced + b.reduced) / 2)
     unlike = opposite * _double_series(_WB97M_V_OPPOSITE, (1 - t) / (1 + t), u)
     return density.exchange(enhancement) + same + unlike
