@@ -1,7 +1,7 @@
 """Differentiable quantum chemistry in JAX: integrals, functionals, grids, SCF."""
 
 from qchem.basis.layout import Basis
-from qchem.calculation import EnergyFunction, Result, energy, energy_fn
+from qchem.calculation import EnergyFunction, Relaxed, Result, energy, energy_fn
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
 from qchem.molecule import SYMBOLS, Molecule
@@ -12,23 +12,29 @@ from qchem.scf.orbitals import canonical_orthogonalizer, density_matrix, diagona
 from qchem.scf.solve import SCFResult, solve
 from qchem.units import BOHR_IN_ANGSTROM, HARTREE_IN_KELVIN
 from qchem.xc.functional import Functional
+from qchem.xc.functionals.density import SpinDensity
+from qchem.xc.learned import EnhancementNetwork, LearnedFunctional, load_functional
 
 __all__ = [
     "BOHR_IN_ANGSTROM",
     "Basis",
     "ConvergenceError",
     "EnergyFunction",
+    "EnhancementNetwork",
     "Functional",
     "Grid",
     "HARTREE_IN_KELVIN",
     "Hamiltonian",
     "InputError",
+    "LearnedFunctional",
     "Method",
     "Molecule",
     "QChemError",
+    "Relaxed",
     "Result",
     "SCFResult",
     "SYMBOLS",
+    "SpinDensity",
     "atomic_densities",
     "canonical_orthogonalizer",
     "density_matrix",
@@ -36,6 +42,7 @@ __all__ = [
     "energy",
     "energy_fn",
     "gradient",
+    "load_functional",
     "moments",
     "solve",
 ]

@@ -291,8 +291,8 @@ class EnergyFunction(eqx.Module):
         return one(jnp.asarray(positions))
 
     def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
-        """Converged orbitals and all that belongs to them. Not differentiable."""
-        return _solve(self, jnp.asarray(positions))
+        """Converged orbitals and all that belongs to them; constants for differentiation."""
+        return _solve(constant(self), jax.lax.stop_gradient(jnp.asarray(positions)))
 
     def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
         """The converged state, with its first derivatives in everything.
@@ -303,7 +303,7 @@ class EnergyFunction(eqx.Module):
         memory.
         """
         positions = jnp.asarray(positions)
-        scf = constant(self).solve(jax.lax.stop_gradient(positions))
+        scf = self.solve(positions)
         hamiltonian, _ = self.method.hamiltonian(positions)
         factor = relaxed_factor(hamiltonian, scf, self.nocc)
         dipole, _ = moments(self.method, positions, factor)

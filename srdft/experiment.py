@@ -21,7 +21,8 @@ from srdft.network import Constant, Gates, Network
 from srdft.objective import GaussNewton
 from srdft.optimizers import AbstractOptimizer, FirstOrder, SecondOrder
 from srdft.parallel import Workers
-from srdft.sampler import HeldDrift, Sampler, TotalDrift
+from srdft.potential import HeldDrift, TotalDrift
+from srdft.sampler import Sampler
 from srdft.trainer import Plan, Trainer
 
 

@@ -36,13 +36,13 @@ class Move(NamedTuple):
     Attributes:
         point: Where the chain is now.
         acceptance: Probability with which the proposal was accepted.
-        proposal: The geometry that was proposed; where none was, that of `point`.
+        proposed: What was proposed; of a kernel with many proposals, `point`.
         impossible: The proposal had no probability at all.
     """
 
     point: Point
     acceptance: Float[Array, ""]
-    proposal: Float[Array, "natom 3"]
+    proposed: Point
     impossible: Bool[Array, ""]
 
 
@@ -52,10 +52,13 @@ class AbstractKernel(eqx.Module):
     Attributes:
         target_acceptance: What the step size is adapted to; None if it must be given.
         needs_gradient: Whether log-densities must come with gradients.
+        evaluates_once: Whether a step of size zero evaluates the log-density where the chain is,
+            and has the result in `Move.proposed`.
     """
 
     target_acceptance: eqx.AbstractVar[float | None]
     needs_gradient: eqx.AbstractClassVar[bool]
+    evaluates_once: eqx.AbstractClassVar[bool]
 
     @abstractmethod
     def step(
@@ -81,6 +84,7 @@ class Hamiltonian(AbstractKernel):
     target_acceptance: float | None = eqx.field(static=True)
     leapfrogs: int = eqx.field(static=True)
     needs_gradient: ClassVar[bool] = True
+    evaluates_once: ClassVar[bool] = True
 
     def step(self, point, log_density, step_size, *, key):
         kernel = hmc.build_kernel()
@@ -93,8 +97,9 @@ class Hamiltonian(AbstractKernel):
             mass,
             self.leapfrogs,
         )
-        impossible = info.proposal.logdensity == -jnp.inf
-        return Move(Point(*new), info.acceptance_rate, info.proposal.position, impossible)
+        end = info.proposal
+        proposed = Point(end.position, end.logdensity, end.logdensity_grad)
+        return Move(Point(*new), info.acceptance_rate, proposed, end.logdensity == -jnp.inf)
 
 
 class NoUTurn(AbstractKernel):
@@ -106,6 +111,7 @@ class NoUTurn(AbstractKernel):
     target_acceptance: float | None = eqx.field(static=True)
     doublings: int = eqx.field(static=True)
     needs_gradient: ClassVar[bool] = True
+    evaluates_once: ClassVar[bool] = False
 
     def step(self, point, log_density, step_size, *, key):
         mass = jnp.ones(point.position.size, point.position.dtype)
@@ -116,7 +122,7 @@ class NoUTurn(AbstractKernel):
                 f"positions are {mass.dtype}; use float64 positions, or kernel = 'hmc'."
             )
         new, info = nuts.build_kernel()(key, state, log_density, time_step, mass, self.doublings)
-        return Move(Point(*new), info.acceptance_rate, new.position, info.is_divergent)
+        return Move(Point(*new), info.acceptance_rate, Point(*new), info.is_divergent)
 
 
 class RandomWalk(AbstractKernel):
@@ -124,17 +130,18 @@ class RandomWalk(AbstractKernel):
 
     target_acceptance: float | None = eqx.field(static=True, default=0.234)
     needs_gradient: ClassVar[bool] = False
+    evaluates_once: ClassVar[bool] = True
 
     def step(self, point, log_density, step_size, *, key):
         key_move, key_accept = jax.random.split(key)
         noise = jax.random.normal(key_move, point.position.shape, point.position.dtype)
         position = point.position + jnp.sqrt(2 * step_size) * noise
         new = Point(position, log_density(position), point.logdensity_grad)
-        log_ratio = new.logdensity - point.logdensity
+        log_ratio = proposal.safe_energy_diff(-point.logdensity, -new.logdensity)
         moved, (_, acceptance, _) = proposal.static_binomial_sampling(
             key_accept, log_ratio, point, new
         )
-        return Move(moved, acceptance, position, new.logdensity == -jnp.inf)
+        return Move(moved, acceptance, new, new.logdensity == -jnp.inf)
 
 
 class Unadjusted(AbstractKernel):
@@ -145,6 +152,7 @@ class Unadjusted(AbstractKernel):
 
     target_acceptance: float | None = eqx.field(static=True, default=None)
     needs_gradient: ClassVar[bool] = True
+    evaluates_once: ClassVar[bool] = True
 
     def step(self, point, log_density, step_size, *, key):
         noise = jax.random.normal(key, point.position.shape, point.position.dtype)
@@ -154,7 +162,7 @@ class Unadjusted(AbstractKernel):
         impossible = new.logdensity == -jnp.inf
         kept = jax.tree.map(lambda old, new: jnp.where(impossible, old, new), point, new)
         accepted = jnp.where(impossible, 0, 1).astype(step_size.dtype)
-        return Move(kept, accepted, new.position, impossible)
+        return Move(kept, accepted, new, impossible)
 
 
 KERNELS = ("mala", "hmc", "nuts", "random_walk", "ula")

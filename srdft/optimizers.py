@@ -52,7 +52,7 @@ class AbstractOptimizer(eqx.Module):
         model: Any,
         state: Any,
         families: Sequence[Any],
-        batches: Sequence[Float[Array, "n natom 3"]],
+        batches: Sequence[Float[Array, "_ _ 3"]],
         workers: Workers,
     ) -> tuple[Any, Any, Judgement]:
         """One step: model, state, and the judgement of the batches before it."""

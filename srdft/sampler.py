@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,66 +12,13 @@ from blackjax.adaptation.step_size import (
     DualAveragingAdaptationState,
     dual_averaging_adaptation,
 )
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qchem import HARTREE_IN_KELVIN, InputError
 from srdft.geometry import is_connected
-from srdft.kernels import AbstractKernel, Point
+from srdft.kernels import AbstractKernel, Move, Point
 from srdft.parallel import Workers
-
-
-class AbstractPotential(eqx.Module):
-    """The energy that is sampled, and the gradient that proposes moves.
-
-    The gradient need not be the derivative of the energy: kernels with an accept step sample
-    exp(-beta energy) whatever it is.
-    """
-
-    @abstractmethod
-    def energy(self, model: Any, positions: Float[Array, "natom 3"]) -> Float[Array, ""]:
-        """Hartree."""
-
-    @abstractmethod
-    def energy_and_gradient(
-        self, model: Any, positions: Float[Array, "natom 3"]
-    ) -> tuple[Float[Array, ""], Float[Array, "natom 3"]]:
-        """Hartree and hartree/bohr."""
-
-
-class TotalDrift(AbstractPotential):
-    """With the total derivative of the energy.
-
-    Attributes:
-        energy_fn: (model, positions) -> hartree.
-    """
-
-    energy_fn: Callable[[Any, Array], Array]
-
-    def energy(self, model, positions):
-        return self.energy_fn(model, positions)
-
-    def energy_and_gradient(self, model, positions):
-        return jax.value_and_grad(self.energy_fn, argnums=1)(model, positions)
-
-
-class HeldDrift(AbstractPotential):
-    """With the derivative at held orbitals, which are only kept orthonormal.
-
-    It costs less than the total derivative and differs from it by what the predicted orbitals are
-    short of stationary.
-
-    Attributes:
-        family: A `MoleculeFamily`.
-    """
-
-    family: Any
-
-    def energy(self, model, positions):
-        return self.family.energy_fn(model, positions)
-
-    def energy_and_gradient(self, model, positions):
-        prediction = self.family.predict(model, positions)
-        return prediction.energy, self.family.held_gradient(prediction.factor, positions)
+from srdft.potential import AbstractPotential
 
 
 class ChainState(eqx.Module):
@@ -205,50 +150,46 @@ class Sampler(eqx.Module):
 
     def refresh(self, model: Any, state: ChainState) -> ChainState:
         """The same chains with energies and gradients of another model; to be called in `jit`."""
-
-        def evaluate(model, positions):
-            if self.kernel.needs_gradient:
-                return self.potential.energy_and_gradient(model, positions)
-            return self.potential.energy(model, positions), jnp.zeros_like(positions)
-
-        energy, gradient = self.workers.map(evaluate, model, state.positions)
-        return eqx.tree_at(lambda s: (s.energy, s.gradient), state, (energy, gradient))
+        key = jax.random.key(0)  # nothing moves
+        return self._next(model, state, key, jnp.asarray(True))[0]
 
     def step(
         self, model: Any, state: ChainState, *, key: PRNGKeyArray
     ) -> tuple[ChainState, ChainInfo]:
         """One transition of every chain, then one attempt to swap. To be called in `jit`."""
-        nchain, dtype = state.positions.shape[0], state.positions.dtype
-        keys = jax.random.split(key, nchain + 1)
-        per_rung = nchain // self.nrung
-        beta = jnp.repeat(self._beta(dtype), per_rung)
-        size = jnp.repeat(state.step_size, per_rung)
-        point, acceptance, impossible, dissociated = self.workers.map(
-            self._transition,
-            model,
-            jax.random.key_data(keys[:nchain]),
-            beta,
-            size,
-            Point(state.positions, -beta * state.energy, -beta[:, None, None] * state.gradient),
-        )
-        energy = -point.logdensity / beta
-        gradient = -point.logdensity_grad / beta[:, None, None]
-        cached = (self._centre(point.position), energy, gradient)
-        cached, swaps = self._swap(cached, state.steps, keys[nchain])
-        step_size, adaptation = self._adapt(state, acceptance)
-        state = ChainState(*cached, step_size, adaptation, state.steps + 1)
-        return state, ChainInfo(acceptance, impossible, dissociated, swaps)
+        return self._next(model, state, key, jnp.asarray(False))
 
     def sample(
-        self, model: Any, state: ChainState, nstep: int, *, key: PRNGKeyArray
+        self,
+        model: Any,
+        state: ChainState,
+        nstep: int,
+        *,
+        key: PRNGKeyArray,
+        refresh: Bool[Array, ""] | bool = False,
     ) -> tuple[ChainState, ChainInfo]:
-        """`nstep` transitions; the info is the mean over them. To be called in `jit`."""
-        state, info = jax.lax.scan(
-            lambda state, key: self.step(model, state, key=key),
-            state,
-            jax.random.split(key, nstep),
-        )
-        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), info)
+        """`nstep` transitions; the info is the mean over them. To be called in `jit`.
+
+        Args:
+            model: Whose energy is sampled.
+            state: Of the chains.
+            nstep: Number of transitions.
+            key: Of the random numbers.
+            refresh: `refresh` the state first; in the same loop, so that what evaluates energies
+                is compiled once.
+        """
+        keys = jax.random.split(key, nstep + 1)
+        first = jnp.arange(nstep + 1) == 0
+
+        def one(state, x):
+            key, first = x
+            idle = first & ~jnp.asarray(refresh)
+            return jax.lax.cond(
+                idle, self._stay, lambda state: self._next(model, state, key, first), state
+            )
+
+        state, info = jax.lax.scan(one, state, (keys, first))
+        return state, jax.tree.map(lambda x: jnp.mean(x[1:], axis=0), info)
 
     def at_temperature(self, values: Array) -> Array:
         """Of one value per chain, those of the first rung: the temperature asked for."""
@@ -267,7 +208,40 @@ class Sampler(eqx.Module):
             return positions
         return positions - jnp.mean(positions, axis=-2, keepdims=True)
 
-    def _transition(self, model, key, beta, step_size, point):
+    def _stay(self, state):
+        zero = jnp.zeros_like(state.energy)
+        return state, ChainInfo(zero, zero, zero, jnp.zeros((), zero.dtype))
+
+    def _next(self, model, state, key, refresh):
+        """One transition and an attempt to swap; or, to refresh, new energies and nothing else."""
+        nchain, dtype = state.positions.shape[0], state.positions.dtype
+        keys = jax.random.split(key, nchain + 1)
+        per_rung = nchain // self.nrung
+        beta = jnp.repeat(self._beta(dtype), per_rung)
+        size = jnp.repeat(state.step_size, per_rung)
+        point, acceptance, impossible, dissociated = self.workers.map(
+            self._transition,
+            (model, refresh),
+            jax.random.key_data(keys[:nchain]),
+            beta,
+            size,
+            Point(state.positions, -beta * state.energy, -beta[:, None, None] * state.gradient),
+        )
+        energy = -point.logdensity / beta
+        gradient = -point.logdensity_grad / beta[:, None, None]
+        cached = (point.position, energy, gradient)
+        renewed = eqx.tree_at(lambda s: (s.positions, s.energy, s.gradient), state, cached)
+        moved, swaps = self._swap(
+            (self._centre(point.position), *cached[1:]), state.steps, keys[nchain]
+        )
+        step_size, adaptation = self._adapt(state, acceptance)
+        new = ChainState(*moved, step_size, adaptation, state.steps + 1)
+        state = jax.tree.map(lambda a, b: jnp.where(refresh, a, b), renewed, new)
+        return state, ChainInfo(acceptance, impossible, dissociated, swaps)
+
+    def _transition(self, shared, key, beta, step_size, point):
+        model, refresh = shared
+
         @jax.custom_jvp
         def log_density(positions):
             return self._log_density(positions, beta, self.potential.energy(model, positions))
@@ -281,10 +255,24 @@ class Sampler(eqx.Module):
             drift = jnp.where(sound, -beta * gradient, jnp.zeros_like(gradient))
             return jnp.where(sound, value, -jnp.inf), jnp.vdot(drift, tangent)
 
-        move = self.kernel.step(point, log_density, step_size, key=jax.random.wrap_key_data(key))
-        dissociated = ~self._allowed(move.proposal)
-        counts = (move.impossible & ~dissociated, dissociated)
-        return move.point, move.acceptance, *(x.astype(step_size.dtype) for x in counts)
+        def move(step_size):
+            key_here = jax.random.wrap_key_data(key)
+            return self.kernel.step(point, log_density, step_size, key=key_here)
+
+        def evaluate(step_size):
+            here = Point(point.position, *jax.value_and_grad(log_density)(point.position))
+            one = jnp.ones((), step_size.dtype)
+            return Move(here, one, here, here.logdensity == -jnp.inf)
+
+        if self.kernel.evaluates_once:
+            done = move(jnp.where(refresh, 0, step_size))
+        else:
+            done = jax.lax.cond(refresh, evaluate, move, step_size)
+        here = Point(point.position, *done.proposed[1:])
+        new = jax.tree.map(lambda a, b: jnp.where(refresh, a, b), here, done.point)
+        dissociated = ~self._allowed(done.proposed.position)
+        counts = (done.impossible & ~dissociated, dissociated)
+        return new, done.acceptance, *(x.astype(step_size.dtype) for x in counts)
 
     def _log_density(self, positions, beta, energy):
         allowed = self._allowed(positions) & jnp.isfinite(energy)

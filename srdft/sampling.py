@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -74,19 +75,19 @@ def collect(
     known = state.samples[index].chains
     step_size = float(known.step_size[0])
     chains = sampler.init(model, known.positions, step_size)
-    chains = eqx.filter_jit(sampler.refresh)(model, chains)
     steps = settings.steps
 
     @eqx.filter_jit
-    def turn(model, chains, key):
-        return sampler.sample(model, chains, steps, key=key)
+    def turn(model, chains, key, refresh):
+        return sampler.sample(model, chains, steps, key=key, refresh=refresh)
 
     keys = jax.random.split(jax.random.key(seed), 2)
-    for i in range(-(-settings.warmup // steps)):
-        chains, _ = turn(model, chains, jax.random.fold_in(keys[0], i))
+    for i in range(max(1, -(-settings.warmup // steps))):
+        chains, _ = turn(model, chains, jax.random.fold_in(keys[0], i), jnp.asarray(i == 0))
     positions, energies, infos = [], [], []
     while len(positions) * sampler.at_temperature(chains.energy).shape[0] < n:
-        chains, info = turn(model, chains, jax.random.fold_in(keys[1], len(positions)))
+        key = jax.random.fold_in(keys[1], len(positions))
+        chains, info = turn(model, chains, key, jnp.asarray(False))
         positions.append(np.asarray(sampler.at_temperature(chains.positions)))
         energies.append(np.asarray(sampler.at_temperature(chains.energy)))
         infos.append(jax.tree.map(np.mean, jax.device_get(info)))

@@ -61,7 +61,7 @@ class TrainState(eqx.Module):
     chain_model: Any
     chain_step: Int[Array, ""]
     samples: tuple[Samples, ...]
-    given: tuple[Float[Array, "n natom 3"], ...]
+    given: tuple[Float[Array, "_ _ 3"], ...]  # natom differs from family to family
     step: Int[Array, ""]
     turn: Int[Array, ""]
     error: Float[Array, ""]
@@ -127,14 +127,13 @@ class Trainer:
         self.workers.check("batch", plan.batch)
         # Compiled once: nothing but arrays changes from call to call.
         self._update = eqx.filter_jit(self._update_arrays)
-        self._refresh = [eqx.filter_jit(partial(self._refresh_arrays, s)) for s in self.samplers]
         self._sample = [eqx.filter_jit(partial(self._sample_arrays, s)) for s in self.samplers]
         self._judge = [eqx.filter_jit(partial(self._judge_arrays, f)) for f in self.families]
 
     def init(
         self,
         model: Any,
-        given: Sequence[Float[Array | np.ndarray, "n natom 3"]],
+        given: Sequence[Float[Array | np.ndarray, "_ _ 3"]],
         *,
         nchain: int,
         buffer_size: int,
@@ -189,8 +188,8 @@ class Trainer:
         """
         done, infos, judgements = [], [], []
         for i, (sampler, one) in enumerate(zip(self.samplers, samples)):
-            chains = self._refresh[i](model, one.chains) if refresh else one.chains
-            chains, info = self._sample[i](model, chains, self._key(TURN, turn, i))
+            again, key = jnp.asarray(refresh), self._key(TURN, turn, i)
+            chains, info = self._sample[i](model, one.chains, key, again)
             kept = (
                 chains.positions if self.plan.keep_hot else sampler.at_temperature(chains.positions)
             )
@@ -231,11 +230,9 @@ class Trainer:
         done = self.optimizer.update(model, state, self.families, batches, self.workers)
         return self.workers.replicated(done)
 
-    def _refresh_arrays(self, sampler, model, chains):
-        return self.workers.replicated(sampler.refresh(model, chains))
-
-    def _sample_arrays(self, sampler, model, chains, key):
-        done = sampler.sample(model, chains, self.plan.transitions, key=key)
+    def _sample_arrays(self, sampler, model, chains, key, refresh):
+        nstep = self.plan.transitions
+        done = sampler.sample(model, chains, nstep, key=key, refresh=refresh)
         return self.workers.replicated(done)
 
     def _judge_arrays(self, family, model, positions):

@@ -8,7 +8,8 @@ import numpy as np
 from srdft.kernels import kernel_from_name
 from srdft.optimizers import FirstOrder
 from srdft.parallel import Workers
-from srdft.sampler import Sampler, TotalDrift
+from srdft.potential import TotalDrift
+from srdft.sampler import Sampler
 from srdft.trainer import Plan, Trainer
 
 DIATOMIC = ((0.0, 0.0, -0.75), (0.0, 0.0, 0.75))  # H2-like, at rest, bohr
@@ -43,7 +44,8 @@ class HarmonicMolecule(eqx.Module):
         return springs + self._error(model, positions)
 
     def _error(self, model, positions):
-        return jnp.sum((model.weights - ANCHOR) ** 2) * (1 + 0.1 * jnp.sum(positions**2))
+        size = jnp.sum((positions - jnp.mean(positions, axis=0, keepdims=True)) ** 2)
+        return jnp.sum((model.weights - ANCHOR) ** 2) * (1 + 0.1 * size)
 
     def predict(self, model, positions):
         error = self._error(model, positions)
