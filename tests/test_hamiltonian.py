@@ -42,13 +42,21 @@ def build(xc, **options):
 
 @pytest.fixture(
     scope="module",
-    params=[("exact", 1), ("exact", 2), ("direct", 2), ("df", 1), ("df", 2)],
-    ids=lambda kind: f"{kind[0]}, nspin {kind[1]}",
+    params=[
+        ("exact", 1, "b3lyp"),
+        ("exact", 2, "b3lyp"),
+        ("direct", 2, "b3lyp"),
+        ("df", 1, "b3lyp"),
+        ("df", 2, "b3lyp"),
+        ("direct", 1, "0.3*sr_hf(0.4) + lda_x"),
+        ("df", 2, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + lda_x"),
+    ],
+    ids=lambda kind: f"{kind[0]}, nspin {kind[1]}, {kind[2]}",
 )
 def compared(request):
     """The Hamiltonian's energies and Fock matrix along a line of orbitals; one program."""
-    kind, nspin = request.param
-    method = build("b3lyp", **KINDS[kind])
+    kind, nspin, xc = request.param
+    method = build(xc, **KINDS[kind])
     assert method.two_electron == kind
 
     @oracle.jit
@@ -113,14 +121,18 @@ def test_guess_is_close(compared):
 def test_nuclear_repulsion():
     positions = jnp.asarray([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0], [1.5, 0.0, 0.0]])
     expected = 8 * 1 / 2.0 + 8 * 3 / 1.5 + 1 * 3 / 2.5
-    assert_allclose(nuclear_repulsion((8, 1, 3), positions), expected, rtol=1e-15)
-    assert nuclear_repulsion((8,), positions[:1]) == 0
+    charges = jnp.asarray([8.0, 1.0, 3.0])
+    assert_allclose(nuclear_repulsion(charges, positions), expected, rtol=1e-15)
+    assert nuclear_repulsion(charges[:1], positions[:1]) == 0
 
 
 def test_integrals_are_stored_while_they_fit():
     assert build("hf").grid is None
     assert build("hf", stored_bytes=8 * 406).two_electron == "exact"  # 28 (28 + 1) / 2 integrals
     assert build("hf", stored_bytes=8 * 406 - 1).two_electron == "direct"
+    separated = "0.2*hf + 0.3*lr_hf(0.4)"  # needs the integrals of both interactions
+    assert build(separated, stored_bytes=2 * 8 * 406).two_electron == "exact"
+    assert build(separated, stored_bytes=2 * 8 * 406 - 1).two_electron == "direct"
 
 
 CONVERGED = [
