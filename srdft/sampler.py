@@ -184,8 +184,12 @@ class Sampler(eqx.Module):
         def one(state, x):
             key, first = x
             idle = first & ~jnp.asarray(refresh)
+            # As lambdas: JAX hashes the branches, and what a potential holds cannot be hashed.
             return jax.lax.cond(
-                idle, self._stay, lambda state: self._next(model, state, key, first), state
+                idle,
+                lambda state: self._stay(state),
+                lambda state: self._next(model, state, key, first),
+                state,
             )
 
         state, info = jax.lax.scan(one, state, (keys, first))

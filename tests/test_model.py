@@ -1,5 +1,7 @@
 """The model: exact symmetry, what it starts from, what it refuses."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -86,8 +88,12 @@ def test_the_order_of_the_atoms_does_not_change_the_energy(water, random_model, 
     assert_allclose(energy, moved[0][0], rtol=0, atol=SYMMETRY_ATOL)
 
 
-def test_the_untrained_energy_is_sane(water, moved):
-    converged = oracle.jit(lambda r: water.solve(r))(POSITIONS)
+@pytest.fixture(scope="module")
+def converged(water):
+    return oracle.jit(lambda r: water.solve(r))(POSITIONS)
+
+
+def test_the_untrained_energy_is_sane(converged, moved):
     assert converged.converged
     assert 0 < moved[1][0] - converged.energy < 0.2
 
@@ -136,8 +142,9 @@ def test_features_do_not_move_and_know_the_order_of_a_pair(water):
 def test_size_is_configuration():
     family = family_of((1, 1))
     for width, layers, least, most in ((8, 1, 300, 5_000), (512, 4, 8_000_000, 20_000_000)):
-        network = Network.build([family], width=width, layers=layers, key=jax.random.key(0))
-        size = sum(x.size for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+        build = partial(Network.build, [family], width=width, layers=layers)
+        network = eqx.filter_eval_shape(build, key=jax.random.key(0))
+        size = sum(x.size for x in jax.tree.leaves(network))
         assert least < size < most
 
 
