@@ -121,13 +121,19 @@ class OperatorMixture(AbstractOrbitalModel):
     def steps(self, molecule: PlacedMolecule) -> Steps:
         """Everything that the learned steps did."""
         (operators, fock), factor, mo_coeff = self._run(molecule)
-        return Steps(operators, self.shell_features(molecule), fock, factor, mo_coeff)
+        return Steps(
+            operators,
+            self.shell_features(molecule.family, molecule.positions),
+            fock,
+            factor,
+            mo_coeff,
+        )
 
     def _run(self, molecule):
         family, hamiltonian = molecule.family, molecule.hamiltonian
         dtype, nocc = molecule.positions.dtype, family.nocc
         overlap = hamiltonian.overlap
-        features = self.shell_features(molecule)
+        features = self.shell_features(molecule.family, molecule.positions)
         ao, index = shell_of_ao(family), self.classes.index(family)
         scales = operator_scales(family, self.operator_names, hamiltonian.kinetic)
         guess = jnp.asarray(family.guess_factor, dtype)
@@ -154,11 +160,16 @@ class OperatorMixture(AbstractOrbitalModel):
         first = widened(guess), nothing, jnp.zeros((), dtype)
         return jax.lax.scan(step, first, self.weights)[1]
 
-    def shell_features(self, molecule: PlacedMolecule) -> Float[Array, "nshell nshell nfeature"]:
-        """Features of the atoms of each pair of shells, odd ones signed by the shells' order."""
-        family = molecule.family
+    def shell_features(
+        self, family: MoleculeFamily, positions: Float[Array, "natom 3"]
+    ) -> Float[Array, "nshell nshell nfeature"]:
+        """Features of the atoms of each pair of shells; symmetric in the pair.
+
+        Between two atoms odd features are multiplied by the order of the shells.
+        """
         atom = jnp.asarray([shell.atom for shell in family.shells], jnp.int32)
-        features = self.features(family, molecule.positions)[atom[:, None], atom[None, :]]
+        features = self.features(family, positions)[atom[:, None], atom[None, :]]
         order = jnp.asarray(shell_order(family), features.dtype)[:, :, None]
         odd = jnp.asarray(self.features.odd)[None, None, :]
-        return features * jnp.where(odd, order, 1)
+        apart = (atom[:, None] != atom[None, :])[:, :, None]
+        return features * jnp.where(odd & apart, order, 1)

@@ -27,7 +27,7 @@ class AbstractFeatures(eqx.Module):
     @property
     @abc.abstractmethod
     def odd(self) -> tuple[bool, ...]:
-        """Which features change their sign when the atoms of a pair are exchanged."""
+        """Which features of two atoms change their sign when these are exchanged."""
 
     @abc.abstractmethod
     def __call__(

@@ -71,7 +71,7 @@ class GaussNewton(eqx.Module):
         block_weight: Of the blocks that the energy does not see, hartree^(-1/2).
     """
 
-    ridge: float = eqx.field(static=True, default=1e-6)
+    ridge: float = eqx.field(static=True, default=1e-7)
     block_weight: float = eqx.field(static=True, default=0.03)
 
     def init(self, model: OperatorMixture) -> NormalEquations:

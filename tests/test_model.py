@@ -139,6 +139,16 @@ def test_features_do_not_move_and_know_the_order_of_a_pair(water):
             assert np.abs(values - far[0])[:2, :2].max() > 1e-3
 
 
+def test_features_of_shells_are_symmetric(water):
+    """Otherwise Fock matrices would not be."""
+    for kind in ("gates", "network"):
+        model = OperatorMixture.build([water], features_of(kind, [water]))
+        features = model.shell_features(water, POSITIONS)
+        assert_allclose(features, jnp.swapaxes(features, 0, 1), atol=1e-12)
+        odd = np.flatnonzero(model.features.odd)
+        assert np.abs(features[..., odd]).max() > 1e-3
+
+
 def test_size_is_configuration():
     family = family_of((1, 1))
     for width, layers, least, most in ((8, 1, 300, 5_000), (512, 4, 8_000_000, 20_000_000)):
