@@ -55,6 +55,7 @@ def test_densities_follow_the_nuclei(numbers, positions, xc, charge, multiplicit
     assert_allclose(jnp.vdot(gradient, direction), slope, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_mode_agree_on_exponents():
     function = qchem.energy_fn((8, 1, 1), "sto-3g", "hf", tolerance=1e-10)
     weights = weights_for(function)

@@ -61,10 +61,10 @@ def core_guess(hamiltonian, nspin=1):
     return jnp.stack([hamiltonian.hcore] * nspin)
 
 
-def reference(mol):
+def reference(mol, dm=None):
     mf = scf.UHF(mol) if mol.spin else scf.RHF(mol)
     mf.conv_tol, mf.conv_tol_grad, mf.max_cycle = 1e-10, 1e-5, 200
-    mf.kernel()
+    mf.kernel(dm)
     return mf
 
 
@@ -122,11 +122,15 @@ def test_result_is_consistent_with_itself(water):
 @pytest.mark.parametrize("name", MOLECULES)
 def test_energy_matches_pyscf_from_a_core_guess(name):
     mol = molecule(**MOLECULES[name])
-    h, mf = hartree_fock(mol), reference(mol)
+    h = hartree_fock(mol)
     nocc = tuple(map(int, mol.nelec)) if mol.spin else (mol.nelectron // 2,)
-    result = run(h, nocc, core_guess(h, len(nocc)))
+    result = run(h, nocc, core_guess(h, len(nocc))).require_converged()
+    # PySCF from its own guess ends in one of several states of Fe2+, not always the lowest.
+    assert result.energy < reference(mol).e_tot + ENERGY_ATOL
+    dm = np.asarray(result.dm if mol.spin else result.dm[0])
+    mf = reference(mol, dm)
     assert mf.converged
-    assert_allclose(result.require_converged().energy, mf.e_tot, rtol=0, atol=ENERGY_ATOL)
+    assert_allclose(result.energy, mf.e_tot, rtol=0, atol=ENERGY_ATOL)
     assert result.cycles <= 25
     if mol.spin:
         assert_allclose(spin_square(result.factor, h.overlap), mf.spin_square()[0], atol=1e-5)
