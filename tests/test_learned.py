@@ -90,8 +90,8 @@ def test_gradient_in_parameters_is_that_of_converged_states():
     compiled = eqx.filter_jit(solved)
     values = [compiled(p, function) for p in oracle.stencil(parameters, direction, 1e-2)]
     slope = oracle.slope(values, 1e-2)
-    assert abs(slope) > 1e-3
-    assert_allclose(jnp.vdot(gradient, direction), slope, rtol=0, atol=1e-6)
+    assert abs(slope) > 1e-4
+    assert_allclose(jnp.vdot(gradient, direction), slope, rtol=0, atol=1e-7)
 
 
 def test_a_saved_functional_gives_the_same_energy(tmp_path):
