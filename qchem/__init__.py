@@ -1,11 +1,13 @@
 """Differentiable quantum chemistry in JAX: integrals, functionals, grids, SCF."""
 
 from qchem.basis.layout import Basis
-from qchem.calculation import EnergyFunction, Relaxed, Result, energy, energy_fn
+from qchem.calculation import energy, energy_fn
+from qchem.energy_function import EnergyFunction, Relaxed
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
 from qchem.molecule import SYMBOLS, Molecule
 from qchem.properties import gradient, moments
+from qchem.result import Result, Stability
 from qchem.scf.guess import atomic_densities
 from qchem.scf.hamiltonian import Hamiltonian, Method
 from qchem.scf.orbitals import canonical_orthogonalizer, density_matrix, diagonalize
@@ -35,6 +37,7 @@ __all__ = [
     "SCFResult",
     "SYMBOLS",
     "SpinDensity",
+    "Stability",
     "atomic_densities",
     "canonical_orthogonalizer",
     "density_matrix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,11 +11,12 @@ from ase.calculators.calculator import Calculator as AbstractCalculator
 from ase.calculators.calculator import all_changes
 from ase.units import Bohr, Hartree
 
-from qchem.calculation import Result, energy, resolved_options
+from qchem.calculation import energy, resolved_options
 from qchem.errors import InputError
 from qchem.molecule import Molecule
+from qchem.result import Result
 
-_NAMED = "basis xc two_electron aux grid cartesian unrestricted guess solver follow_instability"
+_NAMED = {*inspect.signature(energy).parameters} - {"molecule", "scf_options"}
 
 
 class Calculator(AbstractCalculator):
@@ -52,7 +54,7 @@ class Calculator(AbstractCalculator):
 
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Change parameters; what was calculated with others is forgotten."""
-        known = {*self.default_parameters, *_NAMED.split()}
+        known = _NAMED.union(self.default_parameters)
         resolved_options({name: value for name, value in parameters.items() if name not in known})
         changed = super().set(**parameters)
         if changed:

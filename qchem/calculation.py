@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -13,141 +12,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
+from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.molecule import Molecule
-from qchem.properties import gradient, moments
-from qchem.scf.converge import check_solver, converge, curvature, traced
-from qchem.scf.hamiltonian import ENERGIES, Method, TwoElectron
-from qchem.scf.orbitals import density_matrix
-from qchem.scf.response import constant, relaxed_factor
-from qchem.scf.solve import SCFResult, solve
-from qchem.scf.stability import UNSTABLE
+from qchem.result import Result, compiled_hamiltonian
+from qchem.scf.converge import check_solver, converge
+from qchem.scf.hamiltonian import Method, TwoElectron
+from qchem.scf.solve import solve
 from qchem.scf.start import Guess
 from qchem.xc.functional import Functional
 from qchem.xc.learned import SUFFIX, AnyFunctional, load_functional
 
 BasisLike = str | Mapping[str, str] | Basis
 GridLike = int | tuple[int, int] | Grid
-_EMPTY = 1e-14  # occupation
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Lowest second derivatives of the energy along rotations of the orbitals, hartree.
-
-    Attributes:
-        internal: Among orbitals of the same kind; infinite where there is nothing to rotate.
-        external: For a closed shell, where the two spins may rotate apart; else None.
-        stable: Whether the solution is a minimum among orbitals of the same kind.
-    """
-
-    internal: float
-    external: float | None
-    stable: bool
-
-
-class Result:
-    """A finished calculation, in hartree and bohr.
-
-    Attributes:
-        molecule: That was calculated.
-        energy: Total energy.
-        energies: Its parts: nuclear, one_electron, coulomb, exchange, xc.
-        converged, cycles, residual: Of the SCF; the residual is max|FDS - SDF|.
-        dipole: e bohr, about the origin of the coordinates.
-        homo, lumo: Orbital energies; one per spin if unrestricted; None where there is no orbital.
-        s2: Expectation value of S².
-        free_energy: `energy` less kT times the electrons' entropy, where the occupation is smeared.
-        stages: What was done to converge: methods in turn, their cycles, and where they ended.
-        nao, nelectron: Numbers of basis functions and electrons.
-        mo_coeff, mo_energy, mo_occ, dm: With the spin axis leading.
-        settings, timings: What was calculated and how long it took, s.
-    """
-
-    def __init__(
-        self,
-        molecule: Molecule,
-        method: Method,
-        scf: SCFResult,
-        energies: Mapping[str, Array],
-        settings: dict[str, Any],
-        timings: dict[str, float],
-    ):
-        self.molecule, self._method, self.scf = molecule, method, scf
-        self.stages: list[dict[str, Any]] = settings.get("stages", [])
-        self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
-        self.energy = float(scf.energy)
-        self.energies = {name: float(energies[name]) for name in ENERGIES}
-        self.converged = bool(scf.converged)
-        self.cycles, self.residual = int(scf.cycles), float(scf.residual)
-        self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
-        self.mo_occ, self.dm = np.asarray(scf.mo_occ), np.asarray(scf.dm)
-        self.nao, self.nelectron = method.basis.nao, molecule.nelectron
-        self.settings, self.timings = settings, timings
-        frontier = [_frontier(e, n) for e, n in zip(self.mo_energy, self.mo_occ, strict=True)]
-        homo, lumo = (list(values) for values in zip(*frontier, strict=True))
-        self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
-        positions = jnp.asarray(molecule.positions)
-        dipole, s2 = _moments(method, positions, scf.factor)
-        self.dipole, self.s2 = np.asarray(dipole), float(s2)
-
-    def forces(self) -> Float[np.ndarray, "natom 3"]:
-        """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
-
-        With smearing, of `free_energy`.
-
-        Raises:
-            ConvergenceError: The SCF has not converged: its energy is not stationary.
-        """
-        self.scf.require_converged()
-        start = perf_counter()
-        positions = jnp.asarray(self.molecule.positions)
-        orbitals = self.scf.factor, None
-        if self.settings.get("smearing"):
-            # Canonical order matters to orthonormalization; what is all but empty is left out.
-            filled = self.scf.mo_occ > _EMPTY
-            orbitals = jnp.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
-        forces = -np.asarray(_gradient(self._method, positions, *orbitals))
-        self.timings["forces"] = perf_counter() - start
-        return forces
-
-    def stability(self) -> Stability:
-        """Whether the solution is a minimum, by the lowest eigenvalues of the orbital Hessian.
-
-        What an instability leads to: `energy(..., follow_instability=True)`, with
-        `unrestricted=True` for an external one.
-
-        Raises:
-            ConvergenceError: The SCF has not converged.
-            InputError: The occupation is fractional.
-        """
-        self.scf.require_converged()
-        if self.settings.get("smearing"):
-            raise InputError("stability is that of whole occupation: leave smearing out.")
-        positions = jnp.asarray(self.molecule.positions)
-        hamiltonian, _ = _hamiltonian(self._method, positions)
-        nocc = tuple(int(round(n.sum() * len(self.mo_occ) / 2)) for n in self.mo_occ)
-        internal = float(curvature(hamiltonian, self.scf, nocc).eigenvalue)
-        external = None
-        if len(nocc) == 1:
-            external = float(curvature(hamiltonian, self.scf, nocc, True).eigenvalue)
-        return Stability(internal, external, internal >= UNSTABLE)
-
-    def require_converged(self) -> Result:
-        """This result, or `ConvergenceError`."""
-        self.scf.require_converged()
-        return self
-
-
-def _frontier(mo_energy, mo_occ):
-    occupied, exists = mo_occ > 0, np.isfinite(mo_energy)
-    below, above = mo_energy[occupied], mo_energy[~occupied & exists]
-    return float(below.max()) if below.size else None, float(above.min()) if above.size else None
 
 
 def energy(
@@ -197,7 +79,7 @@ def energy(
         InputError: Anything unknown or impossible in the input.
     """
     start = perf_counter()
-    _check_precision(molecule.positions)
+    check_precision(molecule.positions)
     method, settings = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
     method = _in_field(method, field)
     nocc = _occupied(molecule, unrestricted)
@@ -207,7 +89,7 @@ def energy(
     positions = jnp.asarray(molecule.positions)
     timings = {"plan": perf_counter() - start}
     start = perf_counter()
-    hamiltonian, screened = jax.block_until_ready(_hamiltonian(method, positions))
+    hamiltonian, screened = jax.block_until_ready(compiled_hamiltonian(method, positions))
     timings["integrals"] = perf_counter() - start
     start = perf_counter()
     scf, energies, stages = converge(
@@ -221,131 +103,11 @@ def energy(
         "guess": first.name,
         "solver": solver,
         "follow_instability": follow_instability,
+        "field": None if field is None else np.asarray(field, dtype=float).tolist(),
         "stages": stages,
         **options,
     }
     return Result(molecule, method, scf, energies, settings, timings)
-
-
-class Relaxed(eqx.Module):
-    """A converged state that can be differentiated once; see `EnergyFunction.relaxed`.
-
-    Attributes:
-        energy: Total, hartree.
-        dm: Density matrix of each spin.
-        dipole: e bohr, about the origin of the coordinates.
-        converged: Where not, derivatives are not a number.
-    """
-
-    energy: Float[Array, ""]
-    dm: Float[Array, "nspin nao nao"]
-    dipole: Float[Array, " 3"]
-    converged: Bool[Array, ""]
-
-
-class EnergyFunction(eqx.Module):
-    """Converged energy as a pure function of positions; made by `energy_fn`.
-
-    Under `vmap`, `chunk` geometries are held at once (on a CPU one). The gradient is that of the
-    converged energy; second derivatives would need the response of the orbitals and are refused.
-    """
-
-    method: Method
-    nocc: tuple[int, ...] = eqx.field(static=True)
-    guess: Guess
-    solver: str = eqx.field(static=True)
-    chunk: int = eqx.field(static=True)
-    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
-
-    # jax.jit wants to hash what it compiles; the arrays inside cannot be hashed.
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __call__(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[Array, ""]:
-        """Total energy, hartree; not a number where the SCF does not converge."""
-        natom = len(self.method.numbers)
-        if np.shape(positions) != (natom, 3):
-            raise InputError(
-                f"positions have shape {np.shape(positions)}, {natom} atoms need ({natom}, 3); "
-                "use jax.vmap for several geometries."
-            )
-        _check_precision(positions)
-        one = jax.custom_jvp(self._mapped(with_gradient=False))
-        both = jax.custom_jvp(self._mapped(with_gradient=True))
-
-        @one.defjvp
-        def first(primals, tangents):
-            value, slope = both(*primals)
-            return value, jnp.vdot(slope, tangents[0])
-
-        @both.defjvp
-        def second(primals, tangents):
-            raise NotImplementedError(
-                "second derivatives of converged energies need the response of the orbitals, "
-                "which is not supported; difference the gradient instead."
-            )
-
-        return one(jnp.asarray(positions))
-
-    def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
-        """Converged orbitals and all that belongs to them; constants for differentiation."""
-        return _solve(constant(self), jax.lax.stop_gradient(jnp.asarray(positions)))
-
-    def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
-        """The converged state, with its first derivatives in everything.
-
-        In forward and reverse mode, with respect to positions and to the arrays of this function:
-        exponents and contraction coefficients in `method.basis`, `method.charges`, `method.field`,
-        what `method.functional` has learned. See `qchem.scf.response`; the integrals are held in
-        memory.
-        """
-        positions = jnp.asarray(positions)
-        scf = self.solve(positions)
-        hamiltonian, _ = self.method.hamiltonian(positions)
-        factor = relaxed_factor(hamiltonian, scf, self.nocc)
-        dipole, _ = moments(self.method, positions, factor)
-        return Relaxed(
-            energy=hamiltonian.energy(factor),
-            dm=density_matrix(factor),
-            dipole=dipole,
-            converged=scf.converged,
-        )
-
-    def _mapped(self, *, with_gradient: bool):
-        """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
-
-        @jax.custom_batching.custom_vmap
-        def mapped(positions):
-            return _evaluate(self, positions, with_gradient)
-
-        @mapped.def_vmap
-        def rule(axis_size, in_batched, positions):
-            values = _evaluate(self, positions, with_gradient)
-            return values, jax.tree.map(lambda _: True, values)
-
-        return mapped
-
-
-@eqx.filter_jit
-def _evaluate(function, positions, with_gradient):
-    """Energy, or energy and gradient, of one geometry or of a batch; compiled once for each."""
-
-    def one(positions):
-        scf = function.solve(positions)
-        energy = jnp.where(scf.converged, scf.energy, jnp.nan)
-        if with_gradient:
-            return energy, gradient(function.method, positions, scf.factor)
-        return energy
-
-    if positions.ndim == 2:
-        return one(positions)
-    # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
-    # wait for each other for ever where there are as few threads (jaxlib 0.10).
-    together = 0 if jax.default_backend() == "cpu" else min(function.chunk, positions.shape[0])
-    return jax.lax.map(one, positions, batch_size=together or None)
 
 
 def energy_fn(
@@ -403,7 +165,7 @@ def _guess(guess: str | Result, method: Method) -> Guess:
         raise InputError(
             f"guess = {guess!r}; 'sap', 'sad', 'core' or the result of another calculation will do."
         )
-    old = guess._method
+    old = guess.method
     if old.numbers != method.numbers:
         raise InputError(
             f"the guess is a result for the atoms {old.numbers}, not for {method.numbers}; "
@@ -434,18 +196,6 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(known))}."
         )
     return renamed
-
-
-def _check_precision(positions) -> None:
-    dtype = np.result_type(positions)
-    if dtype == np.float64 and not jax.config.jax_enable_x64:
-        raise InputError(
-            "positions are float64 but JAX is in 32-bit mode: call "
-            'jax.config.update("jax_enable_x64", True) at the start of the program, or give '
-            "float32 positions for a calculation in single precision."
-        )
-    if not np.issubdtype(dtype, np.floating):
-        raise InputError(f"positions have dtype {dtype}; they must be float64 or float32.")
 
 
 def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
@@ -480,9 +230,13 @@ def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
 def _in_field(method: Method, field) -> Method:
     if field is None:
         return method
-    field = np.asarray(field) if isinstance(field, Sequence) else field
+    if not isinstance(field, jax.Array):  # which may be traced
+        field = np.asarray(field)
+        if not (np.issubdtype(field.dtype, np.number) and np.isfinite(field).all()):
+            raise InputError(f"field = {field.tolist()}; three finite numbers are needed.")
+        field = field.astype(float)
     if field.shape != (3,):
-        raise InputError(f"a field has three components; {field.shape} is the shape of this one.")
+        raise InputError(f"a field has three components; this one has shape {field.shape}.")
     return eqx.tree_at(lambda m: m.field, method, field, is_leaf=lambda x: x is None)
 
 
@@ -514,25 +268,3 @@ def _basis(numbers, basis, spherical, auxiliary):
         return basis
     name = dict(basis) if isinstance(basis, tuple) else basis
     return Basis.from_name(numbers, name, spherical=spherical, auxiliary=auxiliary)
-
-
-@eqx.filter_jit
-def _hamiltonian(method, positions):
-    return method.hamiltonian(positions)
-
-
-@eqx.filter_jit
-def _solve(function, positions):
-    hamiltonian, screened = function.method.hamiltonian(positions)
-    options = dict(function.options)
-    return traced(hamiltonian, screened, function.guess, function.nocc, options, function.solver)
-
-
-@eqx.filter_jit
-def _gradient(method, positions, orbitals, occupation):
-    return gradient(method, positions, orbitals, occupation)
-
-
-@eqx.filter_jit
-def _moments(method, positions, factor):
-    return moments(method, positions, factor)

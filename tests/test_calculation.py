@@ -116,7 +116,7 @@ def test_orbitals_are_projected_from_another_basis(ion):
     small = qchem.energy(mol, "sto-3g", "hf")
     projected = qchem.energy(mol, guess=small, **settings)
     assert_allclose(projected.energy, plain.energy, rtol=0, atol=ENERGY_ATOL)
-    bases = [r._method.basis for r in (plain, small)]
+    bases = [r.method.basis for r in (plain, small)]
     overlap, cross = overlaps(*bases, jnp.asarray(mol.positions))
     assert_allclose(np.diag(overlap), 1, rtol=1e-12)
     # The projection onto a set that holds the old functions keeps them; here it only comes close.

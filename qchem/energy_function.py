@@ -1,0 +1,161 @@
+"""Converged energies as pure functions of positions, and states that can be differentiated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from qchem.errors import InputError
+from qchem.properties import gradient, moments
+from qchem.scf.converge import traced
+from qchem.scf.hamiltonian import Method
+from qchem.scf.orbitals import density_matrix
+from qchem.scf.response import constant, relaxed_factor
+from qchem.scf.solve import SCFResult
+from qchem.scf.start import Guess
+
+
+class Relaxed(eqx.Module):
+    """A converged state that can be differentiated once; see `EnergyFunction.relaxed`.
+
+    Attributes:
+        energy: Total, hartree.
+        dm: Density matrix of each spin.
+        dipole: e bohr, about the origin of the coordinates.
+        converged: Where not, derivatives are not a number.
+    """
+
+    energy: Float[Array, ""]
+    dm: Float[Array, "nspin nao nao"]
+    dipole: Float[Array, " 3"]
+    converged: Bool[Array, ""]
+
+
+class EnergyFunction(eqx.Module):
+    """Converged energy as a pure function of positions; made by `energy_fn`.
+
+    Under `vmap`, `chunk` geometries are held at once (on a CPU one). The gradient is that of the
+    converged energy; second derivatives would need the response of the orbitals and are refused.
+    """
+
+    method: Method
+    nocc: tuple[int, ...] = eqx.field(static=True)
+    guess: Guess
+    solver: str = eqx.field(static=True)
+    chunk: int = eqx.field(static=True)
+    options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    # jax.jit wants to hash what it compiles; the arrays inside cannot be hashed.
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __call__(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[Array, ""]:
+        """Total energy, hartree; not a number where the SCF does not converge."""
+        natom = len(self.method.numbers)
+        if np.shape(positions) != (natom, 3):
+            raise InputError(
+                f"positions have shape {np.shape(positions)}, {natom} atoms need ({natom}, 3); "
+                "use jax.vmap for several geometries."
+            )
+        check_precision(positions)
+        one = jax.custom_jvp(self._mapped(with_gradient=False))
+        both = jax.custom_jvp(self._mapped(with_gradient=True))
+
+        @one.defjvp
+        def first(primals, tangents):
+            value, slope = both(*primals)
+            return value, jnp.vdot(slope, tangents[0])
+
+        @both.defjvp
+        def second(primals, tangents):
+            raise NotImplementedError(
+                "second derivatives of converged energies need the response of the orbitals, "
+                "which is not supported; difference the gradient instead."
+            )
+
+        return one(jnp.asarray(positions))
+
+    def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
+        """Converged orbitals and all that belongs to them; constants for differentiation."""
+        return _solve(constant(self), jax.lax.stop_gradient(jnp.asarray(positions)))
+
+    def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
+        """The converged state, with its first derivatives in everything.
+
+        In forward and reverse mode, with respect to positions and to the arrays of this function:
+        exponents and contraction coefficients in `method.basis`, `method.charges`, `method.field`,
+        what `method.functional` has learned. See `qchem.scf.response`; the integrals are held in
+        memory.
+        """
+        positions = jnp.asarray(positions)
+        scf = self.solve(positions)
+        hamiltonian, _ = self.method.hamiltonian(positions)
+        factor = relaxed_factor(hamiltonian, scf, self.nocc)
+        dipole, _ = moments(self.method, positions, factor)
+        return Relaxed(
+            energy=hamiltonian.energy(factor),
+            dm=density_matrix(factor),
+            dipole=dipole,
+            converged=scf.converged,
+        )
+
+    def _mapped(self, *, with_gradient: bool):
+        """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
+
+        @jax.custom_batching.custom_vmap
+        def mapped(positions):
+            return _evaluate(self, positions, with_gradient)
+
+        @mapped.def_vmap
+        def rule(axis_size, in_batched, positions):
+            values = _evaluate(self, positions, with_gradient)
+            return values, jax.tree.map(lambda _: True, values)
+
+        return mapped
+
+
+@eqx.filter_jit
+def _evaluate(function, positions, with_gradient):
+    """Energy, or energy and gradient, of one geometry or of a batch; compiled once for each."""
+
+    def one(positions):
+        scf = function.solve(positions)
+        energy = jnp.where(scf.converged, scf.energy, jnp.nan)
+        if with_gradient:
+            return energy, gradient(function.method, positions, scf.factor)
+        return energy
+
+    if positions.ndim == 2:
+        return one(positions)
+    # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
+    # wait for each other for ever where there are as few threads (jaxlib 0.10).
+    together = 0 if jax.default_backend() == "cpu" else min(function.chunk, positions.shape[0])
+    return jax.lax.map(one, positions, batch_size=together or None)
+
+
+@eqx.filter_jit
+def _solve(function, positions):
+    hamiltonian, screened = function.method.hamiltonian(positions)
+    options = dict(function.options)
+    return traced(hamiltonian, screened, function.guess, function.nocc, options, function.solver)
+
+
+def check_precision(positions: Float[Array | np.ndarray, "natom 3"]) -> None:
+    """Refuse positions whose dtype JAX would change, or that are no real numbers."""
+    dtype = np.result_type(positions)
+    if dtype == np.float64 and not jax.config.jax_enable_x64:
+        raise InputError(
+            "positions are float64 but JAX is in 32-bit mode: call "
+            'jax.config.update("jax_enable_x64", True) at the start of the program, or give '
+            "float32 positions for a calculation in single precision."
+        )
+    if not np.issubdtype(dtype, np.floating):
+        raise InputError(f"positions have dtype {dtype}; they must be float64 or float32.")

@@ -1,0 +1,156 @@
+"""The result of one calculation, with what can be computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.errors import InputError
+from qchem.molecule import Molecule
+from qchem.properties import gradient, moments
+from qchem.scf.converge import curvature
+from qchem.scf.hamiltonian import ENERGIES, Hamiltonian, Method
+from qchem.scf.solve import SCFResult
+from qchem.scf.stability import UNSTABLE
+
+_EMPTY = 1e-14  # occupation
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Lowest second derivatives of the energy along rotations of the orbitals, hartree.
+
+    Attributes:
+        internal: Among orbitals of the same kind; infinite where there is nothing to rotate.
+        external: For a closed shell, where the two spins may rotate apart; else None.
+        stable: Whether the solution is a minimum among orbitals of the same kind.
+    """
+
+    internal: float
+    external: float | None
+    stable: bool
+
+
+class Result:
+    """A finished calculation, in hartree and bohr.
+
+    Attributes:
+        molecule, method: What was calculated, and how.
+        scf: The state of the SCF, as JAX arrays.
+        energy: Total energy.
+        energies: Its parts: nuclear, one_electron, coulomb, exchange, xc.
+        converged, cycles, residual: Of the SCF; the residual is max|FDS - SDF|.
+        dipole: e bohr, about the origin of the coordinates.
+        homo, lumo: Orbital energies; one per spin if unrestricted; None where there is no orbital.
+        s2: Expectation value of S².
+        free_energy: `energy` less kT times the electrons' entropy, where the occupation is smeared.
+        stages: What was done to converge: methods in turn, their cycles, and where they ended.
+        nao, nelectron: Numbers of basis functions and electrons.
+        mo_coeff, mo_energy, mo_occ, dm: With the spin axis leading.
+        settings, timings: What was calculated and how long it took, s.
+    """
+
+    def __init__(
+        self,
+        molecule: Molecule,
+        method: Method,
+        scf: SCFResult,
+        energies: Mapping[str, Array],
+        settings: dict[str, Any],
+        timings: dict[str, float],
+    ):
+        self.molecule, self.method, self.scf = molecule, method, scf
+        self.stages: list[dict[str, Any]] = settings.get("stages", [])
+        self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
+        self.energy = float(scf.energy)
+        self.energies = {name: float(energies[name]) for name in ENERGIES}
+        self.converged = bool(scf.converged)
+        self.cycles, self.residual = int(scf.cycles), float(scf.residual)
+        self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
+        self.mo_occ, self.dm = np.asarray(scf.mo_occ), np.asarray(scf.dm)
+        self.nao, self.nelectron = method.basis.nao, molecule.nelectron
+        self.settings, self.timings = settings, timings
+        frontier = [_frontier(e, n) for e, n in zip(self.mo_energy, self.mo_occ, strict=True)]
+        homo, lumo = (list(values) for values in zip(*frontier, strict=True))
+        self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
+        positions = jnp.asarray(molecule.positions)
+        dipole, s2 = _moments(method, positions, scf.factor)
+        self.dipole, self.s2 = np.asarray(dipole), float(s2)
+
+    def forces(self) -> Float[np.ndarray, "natom 3"]:
+        """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
+
+        With smearing, of `free_energy`.
+
+        Raises:
+            ConvergenceError: The SCF has not converged: its energy is not stationary.
+        """
+        self.scf.require_converged()
+        start = perf_counter()
+        positions = jnp.asarray(self.molecule.positions)
+        orbitals = self.scf.factor, None
+        if self.settings.get("smearing"):
+            # Canonical order matters to orthonormalization; what is all but empty is left out.
+            filled = self.scf.mo_occ > _EMPTY
+            orbitals = jnp.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
+        forces = -np.asarray(_gradient(self.method, positions, *orbitals))
+        self.timings["forces"] = perf_counter() - start
+        return forces
+
+    def stability(self) -> Stability:
+        """Whether the solution is a minimum, by the lowest eigenvalues of the orbital Hessian.
+
+        What an instability leads to: `energy(..., follow_instability=True)`, with
+        `unrestricted=True` for an external one.
+
+        Raises:
+            ConvergenceError: The SCF has not converged.
+            InputError: The occupation is fractional.
+        """
+        self.scf.require_converged()
+        if self.settings.get("smearing"):
+            raise InputError("stability is that of whole occupation: leave smearing out.")
+        positions = jnp.asarray(self.molecule.positions)
+        hamiltonian, _ = compiled_hamiltonian(self.method, positions)
+        nocc = tuple(int(round(n.sum() * len(self.mo_occ) / 2)) for n in self.mo_occ)
+        internal = float(curvature(hamiltonian, self.scf, nocc).eigenvalue)
+        external = None
+        if len(nocc) == 1:
+            external = float(curvature(hamiltonian, self.scf, nocc, True).eigenvalue)
+        return Stability(internal, external, internal >= UNSTABLE)
+
+    def require_converged(self) -> Result:
+        """This result, or `ConvergenceError`."""
+        self.scf.require_converged()
+        return self
+
+
+def _frontier(mo_energy, mo_occ):
+    occupied, exists = mo_occ > 0, np.isfinite(mo_energy)
+    below, above = mo_energy[occupied], mo_energy[~occupied & exists]
+    return float(below.max()) if below.size else None, float(above.min()) if above.size else None
+
+
+@eqx.filter_jit
+def compiled_hamiltonian(
+    method: Method, positions: Float[Array, "natom 3"]
+) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
+    """`Method.hamiltonian`, compiled."""
+    return method.hamiltonian(positions)
+
+
+@eqx.filter_jit
+def _gradient(method, positions, orbitals, occupation):
+    return gradient(method, positions, orbitals, occupation)
+
+
+@eqx.filter_jit
+def _moments(method, positions, factor):
+    return moments(method, positions, factor)
