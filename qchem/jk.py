@@ -24,6 +24,7 @@ from qchem.integrals.two_electron import (
     coulomb_3c,
     coulomb_4c,
     coulomb_energy,
+    fitting_integrals,
     weighted_2c,
     weighted_3c,
 )
@@ -159,9 +160,21 @@ class DensityFittedJK(AbstractJK):
         nao: int,
         naux: int,
         omega: float,
+        *,
+        reverse: bool = False,
     ) -> tuple[DensityFittedJK, ...]:
-        """The builder for 1/r and, if omega is not 0, one for the attenuated interaction."""
-        integrals = partial(_fitting_integrals, nao, naux)
+        """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
+
+        Args:
+            reverse: To be differentiated in reverse mode alone, at less cost.
+        """
+        if reverse:
+
+            def integrals(pairs, aux):
+                return fitting_integrals((pairs, aux), npair(nao), naux)
+
+        else:
+            integrals = partial(_fitting_integrals, nao, naux)
         return _fit_ranges(*over_ranges(integrals, omega, pairs, aux), omega)
 
     @classmethod

@@ -149,7 +149,7 @@ class MoleculeFamily(eqx.Module):
 
     def place(self, positions: Float[Array, "natom 3"]) -> PlacedMolecule:
         """The molecule at one geometry, with its integrals; what models work on."""
-        hamiltonian, _ = self.method.hamiltonian(positions)
+        hamiltonian, _ = self.method.hamiltonian(positions, reverse=True)
         return PlacedMolecule(self, positions, hamiltonian)
 
     @eqx.filter_jit

@@ -144,7 +144,7 @@ class OperatorMixture(AbstractOrbitalModel):
 
         def step(carry, weights):
             factor, before, damping = carry
-            _, fock = hamiltonian.energy_and_fock(factor)
+            fock = hamiltonian.fock(factor)
             next_factor = occupied_orbitals(fock, overlap, *orbitals(fock, overlap), nocc)
             change = damping * (fock - before)
             known = operators(hamiltonian, factor, fock, next_factor, change) * scales[None]

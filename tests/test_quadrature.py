@@ -192,12 +192,37 @@ def test_positions_decide_the_precision(small):
         assert_allclose(single, double, rtol=1e-5, atol=1e-5)
 
 
+def test_potential_in_reverse_mode(small):
+    """Its derivatives by position and density against finite differences of its values."""
+    basis, grid, dm = small
+    rng = np.random.default_rng(5)
+    weight, dm_step = (rng.normal(size=dm.shape) for _ in range(2))
+    step = rng.normal(size=POSITIONS.shape)
+    functional = Functional.from_name("pbe")
+
+    @jax.jit
+    def projected(positions, dm):
+        xc = GridXC(functional, basis, grid, positions, chunk=64)
+        return jnp.vdot(weight, quadrature.potential((xc, dm)))
+
+    expected = jax.jit(jax.grad(lambda dm: GridXC(functional, basis, grid, POSITIONS).energy(dm)))(
+        dm
+    )
+    assert_allclose(projected(POSITIONS, dm), jnp.vdot(weight, expected), rtol=1e-12)
+    by_position, by_dm = jax.jit(jax.grad(projected, argnums=(0, 1)))(POSITIONS, dm)
+    h = 1e-4
+    moved = [projected(POSITIONS + s * h * step, dm) for s in (1, -1)]
+    assert_allclose(jnp.vdot(by_position, step), (moved[0] - moved[1]) / (2 * h), rtol=1e-6)
+    moved = [projected(POSITIONS, dm + s * h * dm_step) for s in (1, -1)]
+    assert_allclose(jnp.vdot(by_dm, dm_step), (moved[0] - moved[1]) / (2 * h), rtol=1e-6)
+
+
 def test_kinetic_energy_density_of_a_single_orbital():
     """One s Gaussian: tau = |grad psi|² / 2 = |grad rho|² / (8 rho)."""
     exponent = 0.7
     r = np.array([[0.3, -0.2, 0.5], [0.0, 0.0, 0.0], [1.0, 2.0, 0.1]])
     value = (2 * exponent / np.pi) ** 0.75 * np.exp(-exponent * np.sum(r**2, axis=1))
-    ao = jnp.asarray(np.stack([value, *(-2 * exponent * r.T * value)]))[..., None]
+    ao = tuple(jnp.asarray(x)[None] for x in [value, *(-2 * exponent * r.T * value)])
     dm = jnp.ones((1, 1, 1))
     rho, sigma = quadrature.density_and_gradient(dm, ao)
     tau = quadrature.kinetic_energy_density(dm, ao)

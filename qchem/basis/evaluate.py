@@ -43,49 +43,65 @@ def evaluate_ao(
     Returns:
         The value, then x, y, z, then xx, xy, xz, yy, yz, zz, as far as `derivative` goes.
     """
+    column = jnp.argsort(ao_of_column(basis))
+    components = evaluate_columns(basis, positions, points, derivative)
+    return jnp.stack([component[column].T for component in components])
+
+
+def evaluate_columns(
+    basis: Basis,
+    positions: Float[Array | np.ndarray, "natom 3"],
+    points: Float[Array | np.ndarray, "npoint 3"],
+    derivative: int = 0,
+) -> tuple[Float[Array, "nao npoint"], ...]:
+    """The components of `evaluate_ao` as they are cheapest to make and to use.
+
+    Points follow one another in memory, AOs are in the order of `ao_of_column`, and components are
+    separate arrays: to pick one of a stack costs a copy of the whole in reverse mode.
+    """
     if derivative not in (0, 1, 2):
         raise ValueError(f"derivatives of AOs have order 0, 1 or 2 here, not {derivative!r}.")
     positions = jnp.asarray(positions)
-    points = jnp.asarray(points, positions.dtype)
-    return _differentiable(basis, _column_order(basis), positions, points, derivative)
+    return _columns(basis, positions, jnp.asarray(points, positions.dtype), derivative)
 
 
-def _evaluate(
-    basis: Basis, order: Array | np.ndarray, positions: Array, points: Array, derivative: int
-) -> Array:
-    # Points are the minor axis until the end: exponentials and polynomials then run over long
-    # contiguous rows, and where the caller's layout allows it the last transposition is free.
-    blocks = [_batch_ao(b, basis.spherical, positions, points, derivative) for b in basis.batches]
-    return jnp.swapaxes(jnp.concatenate(blocks, axis=1)[:, order], 1, 2)
+def _evaluate(basis: Basis, positions: Array, points: Array, derivative: int) -> tuple[Array, ...]:
+    r = points.T[None] - positions[:, :, None]
+    batches = zip(basis.batches, _radial(basis, r, derivative), strict=True)
+    blocks = [_batch_ao(b, basis.spherical, r[b.atom], radial) for b, radial in batches]
+    return tuple(jnp.concatenate(columns) for columns in zip(*blocks, strict=True))
 
 
-_differentiable = jax.custom_jvp(_evaluate, nondiff_argnums=(4,))
+_columns = jax.custom_jvp(_evaluate, nondiff_argnums=(3,))
 
 
-@partial(_differentiable.defjvp, symbolic_zeros=True)
-def _differentiable_jvp(derivative, primals, tangents):
-    basis, order, positions, points = primals
-    basis_dot, _, positions_dot, points_dot = tangents
-    if derivative == 2:  # third derivatives are not tabulated
+@partial(_columns.defjvp, symbolic_zeros=True)
+def _columns_jvp(derivative, primals, tangents):
+    basis, positions, points = primals
+    basis_dot, positions_dot, points_dot = tangents
+    if derivative == 2:  # third derivatives are not written down
         return _plain_jvp(primals, tangents, derivative)
-    ncomp = _NCOMPONENT[derivative]
-    terms = []
-    values = None
+    change = []
     if any(not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(basis_dot)):
-        still = (basis_dot, tangents[1], *map(_zero, (positions, points)))
+        still = (basis_dot, *map(_zero, (positions, points)))
         values, tangent = _plain_jvp(primals, still, derivative)
-        terms.append(tangent)
+        change.append(tangent)
     if not all(isinstance(dot, SymbolicZero) for dot in (positions_dot, points_dot)):
-        higher = _differentiable(basis, order, positions, points, derivative + 1)
-        values = higher[:ncomp]
-        for axis, component in enumerate(_RAISED[:ncomp].T):
-            raised = higher[component]
+        higher = _columns(basis, positions, points, derivative + 1)
+        values = higher[: _NCOMPONENT[derivative]]
+        # A product, not an index: its transpose is a product too.
+        atom = jax.nn.one_hot(_atom_of_column(basis), len(positions), dtype=positions.dtype)
+        shift = []
+        for axis in range(3):
+            x = jnp.zeros((len(positions), len(points)), positions.dtype)
             if not isinstance(points_dot, SymbolicZero):
-                terms.append(raised * points_dot[None, :, axis, None])
+                x = x + points_dot[None, :, axis]
             if not isinstance(positions_dot, SymbolicZero):
-                shift = positions_dot[:, axis][_atom_of_ao(basis, order)]
-                terms.append(-raised * shift[None, None])
-    return values, sum(terms[1:], terms[0])
+                x = x - positions_dot[:, axis, None]
+            shift.append(jnp.dot(atom, x, precision="highest"))
+        raised = _RAISED[: len(values)].tolist()
+        change.append([sum(higher[k] * x for k, x in zip(row, shift)) for row in raised])
+    return values, tuple(sum(terms[1:], terms[0]) for terms in zip(*change))
 
 
 def _plain_jvp(primals, tangents, derivative):
@@ -107,47 +123,63 @@ def _zero(x: Array) -> SymbolicZero:
     return SymbolicZero(jax.typeof(x))
 
 
-def _batch_ao(
-    batch: ShellBatch, spherical: bool, positions: Array, points: Array, derivative: int
-) -> Array:
-    """AOs of one batch: components, columns (shell, function), points."""
-    dtype = positions.dtype
-    r = points.T[None] - positions[batch.atom][:, :, None]
+def _radial(basis: Basis, r: Array, derivative: int) -> list[Array]:
+    """R, R1 and R2 of the shells of each batch: order, shell, point."""
+    dtype = r.dtype
+    natom = r.shape[0]
     r2 = r[:, 0] ** 2 + r[:, 1] ** 2 + r[:, 2] ** 2
-    exponents = jnp.asarray(batch.exponents, dtype)
-    gaussians = jnp.exp(-exponents[:, :, None] * r2[:, None, :])
-    orders = [batch.coefficients(dtype)]
-    for _ in range(derivative):
-        orders.append(-2 * exponents * orders[-1])
-    radial = jnp.einsum("ndk,nkg->dng", jnp.stack(orders, 1), gaussians, precision="highest")
-    radial = radial[:, None, :, None]  # order, component, shell, function, point
+    # A product makes the arguments: XLA then takes the exponentials of a whole array in one
+    # vectorized loop, which it does not if their indices are worked out in the same loop.
+    rows = [
+        jnp.asarray(b.exponents, dtype)[:, :, None]
+        * jax.nn.one_hot(b.atom, natom, dtype=dtype)[:, None]
+        for b in basis.batches
+    ]
+    sizes = [b.exponents.size for b in basis.batches]
+    factor = -jnp.concatenate([x.reshape(-1, natom) for x in rows])
+    gaussians = jnp.exp(jnp.dot(factor, r2, precision="highest"))
+    found = []
+    for batch, g in zip(basis.batches, jnp.split(gaussians, np.cumsum(sizes)[:-1]), strict=True):
+        exponents = jnp.asarray(batch.exponents, dtype)
+        orders = [batch.coefficients(dtype)]
+        for _ in range(derivative):
+            orders.append(-2 * exponents * orders[-1])
+        g = g.reshape(*batch.exponents.shape, -1)
+        found.append(jnp.einsum("ndk,nkg->dng", jnp.stack(orders, 1), g, precision="highest"))
+    return found
 
-    monomials = [jnp.ones_like(r2)[:, None]]
+
+def _batch_ao(batch: ShellBatch, spherical: bool, r: Array, radial: Array) -> list[Array]:
+    """Each component of the AOs of one batch: columns (shell, function), points."""
+    derivative = len(radial) - 1
+    radial = radial[:, :, None]  # order, shell, function, point
+    monomials = [jnp.ones_like(r[:, :1])]
     for l in range(1, batch.l + 1):
         monomials.append(_next_monomials(monomials[-1], r, l))
-    angular = [
-        _angular(batch.l, spherical, monomials, order)
-        for order in range(min(derivative, batch.l) + 1)
-    ]
+    orders = range(min(derivative, batch.l) + 1)
+    value, *slopes = [_angular(batch.l, spherical, monomials, order) for order in orders]
     x = jnp.moveaxis(r, 1, 0)[:, :, None]
-    blocks = [radial[0] * angular[0]]
+    components = [radial[0] * value[0]]
     if derivative > 0:
-        first = radial[1] * x * angular[0]
-        blocks.append(first + radial[0] * angular[1] if batch.l > 0 else first)
+        first = radial[1] * value[0]
+        for i in range(3):
+            component = x[i] * first
+            components.append(component + radial[0] * slopes[0][i] if slopes else component)
     if derivative > 1:
-        same = jnp.asarray((_I == _J)[:, None, None, None], dtype)
-        second = (radial[1] * same + radial[2] * x[_I] * x[_J]) * angular[0]
-        if batch.l > 0:
-            second += radial[1] * (x[_I] * angular[1][_J] + x[_J] * angular[1][_I])
-        if batch.l > 1:
-            second += radial[0] * angular[2]
-        blocks.append(second)
-    return jnp.concatenate([b.reshape(b.shape[0], -1, b.shape[-1]) for b in blocks])
+        second = radial[2] * value[0]
+        for n, (i, j) in enumerate(zip(_I, _J)):
+            component = x[i] * x[j] * second + (first if i == j else 0)
+            if len(slopes) > 0:
+                component += radial[1] * (x[i] * slopes[0][j] + x[j] * slopes[0][i])
+            if len(slopes) > 1:
+                component += radial[0] * slopes[1][n]
+            components.append(component)
+    return [c.reshape(-1, c.shape[-1]) for c in components]
 
 
 def _next_monomials(lower: Array, r: Array, l: int) -> Array:
     """Monomials of degree l from those of degree l - 1, each times one coordinate."""
-    column = _columns(l - 1)
+    column = _column_of_power(l - 1)
     powers = cartesian_powers(l)
     axis = (powers > 0).argmax(axis=1)
     parent = [column[tuple(power)] for power in (powers - np.eye(3, dtype=int)[axis]).tolist()]
@@ -159,10 +191,7 @@ def _angular(l: int, spherical: bool, monomials: list[Array], order: int) -> Arr
     matrix = angular_matrix(l, spherical)[None]
     for n in range(order):
         matrix = np.stack([matrix @ _gradient_matrix(l - n, axis) for axis in range(3)])
-        if n == 0:
-            matrix = matrix[:, 0]
-        else:
-            matrix = matrix[_I, _J]
+        matrix = matrix[:, 0] if n == 0 else matrix[_I, _J]
     dtype = monomials[0].dtype
     if l == order:  # constants
         return jnp.asarray(matrix[:, None, :, :], dtype)
@@ -177,7 +206,7 @@ def _angular(l: int, spherical: bool, monomials: list[Array], order: int) -> Arr
 
 def _gradient_matrix(l: int, axis: int) -> np.ndarray:
     """Takes each monomial of degree l to its derivative, in monomials of degree l - 1."""
-    column = _columns(l - 1)
+    column = _column_of_power(l - 1)
     matrix = np.zeros((ncomponent(l, False), len(column)))
     for row, power in enumerate(cartesian_powers(l).tolist()):
         if power[axis]:
@@ -187,22 +216,23 @@ def _gradient_matrix(l: int, axis: int) -> np.ndarray:
     return matrix
 
 
-def _columns(l: int) -> dict[tuple[int, ...], int]:
+def _column_of_power(l: int) -> dict[tuple[int, ...], int]:
     return {tuple(power): c for c, power in enumerate(cartesian_powers(l).tolist())}
 
 
-def _column_order(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
-    """For each AO, its column where the batches stand one after another."""
+def ao_of_column(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
+    """For each column of `evaluate_columns`, the number of its AO."""
     numpy = all(isinstance(batch.ao, np.ndarray) for batch in basis.batches)
     xp = np if numpy else jnp  # known on the host: a constant of the program
-    columns = []
+    aos = []
     for batch in basis.batches:
         function = np.arange(ncomponent(batch.l, basis.spherical), dtype=np.int32)
-        columns.append((batch.ao[:, None] + function[None]).reshape(-1))
-    return xp.argsort(xp.concatenate(columns)).astype(np.int32)
+        aos.append((batch.ao[:, None] + function[None]).reshape(-1))
+    return xp.concatenate(aos)
 
 
-def _atom_of_ao(basis: Basis, order: Array | np.ndarray) -> Array:
+def _atom_of_column(basis: Basis) -> Array:
     width = [ncomponent(batch.l, basis.spherical) for batch in basis.batches]
-    atoms = [jnp.repeat(b.atom, n) for b, n in zip(basis.batches, width, strict=True)]
-    return jnp.concatenate(atoms)[order]
+    return jnp.concatenate(
+        [jnp.repeat(b.atom, n) for b, n in zip(basis.batches, width, strict=True)]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +87,38 @@ def coulomb_3c(
             total = total.at[blocks.index.ravel()].add(values.reshape(-1, width), mode="drop")
         columns.append(total)
     return jnp.concatenate(columns, axis=1)[:, _auxiliary_columns(aux, naux)]
+
+
+@eqx.filter_custom_vjp
+def fitting_integrals(
+    lists: tuple[tuple[Distribution, ...], tuple[Distribution, ...]], npair: int, naux: int
+) -> tuple[Float[Array, "npair naux"], Float[Array, "naux naux"]]:
+    """(ab|P) and (P|Q), for reverse mode alone.
+
+    What multiplies their derivatives is known there, so none of these is ever made.
+
+    Args:
+        lists: Those of the AO pairs and of the auxiliary functions.
+    """
+    pairs, aux = lists
+    return coulomb_3c(pairs, aux, npair, naux), coulomb_2c(aux, naux)
+
+
+@fitting_integrals.def_fwd
+def _fitting_integrals_fwd(perturbed, lists, npair, naux):
+    return fitting_integrals(lists, npair, naux), None
+
+
+@fitting_integrals.def_bwd
+def _fitting_integrals_bwd(residuals, weights, perturbed, lists, npair, naux):
+    moving, fixed = eqx.partition(lists, perturbed)
+    three, two = weights
+
+    def change(moving):
+        pairs, aux = eqx.combine(moving, fixed)
+        return weighted_3c(pairs, aux, three) + weighted_2c(aux, 0.5 * (two + two.T))
+
+    return jax.grad(change)(moving)
 
 
 def coulomb_2c(aux: tuple[Distribution, ...], naux: int) -> Float[Array, "naux naux"]:

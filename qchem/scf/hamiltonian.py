@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -21,7 +22,8 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import potential, potential_energy
+from qchem.integrals.two_electron import potential as charge_potential
+from qchem.integrals.two_electron import potential_energy
 from qchem.jk import (
     AbstractJK,
     DensityFittedJK,
@@ -35,10 +37,11 @@ from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
-from qchem.xc.quadrature import GridXC
+from qchem.xc.quadrature import GridXC, potential
 
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc")  # parts of the total
 TwoElectron = Literal["exact", "df"]
+_CHUNK = {"cpu": 1024, "gpu": 16384}  # grid points: on a CPU what its caches hold
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
 
 
@@ -85,9 +88,14 @@ class Hamiltonian(eqx.Module):
         """`energies`, and the Fock matrix as in `energy_and_fock`, hartree."""
         energies, fock = self._without_xc(factor)
         if self.xc is not None:
-            energies["xc"], potential = self.xc.energy_and_fock(density_matrix(factor))
-            fock = fock + potential
+            energies["xc"], of_xc = self.xc.energy_and_fock(density_matrix(factor))
+            fock = fock + of_xc
         return energies, fock
+
+    def fock(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
+        """The Fock matrix of `energy_and_fock`, to be differentiated in reverse mode alone."""
+        _, fock = self._without_xc(factor)
+        return fock if self.xc is None else fock + potential((self.xc, density_matrix(factor)))
 
     def exchange(
         self, factor: Float[Array, "nspin nao nocc"]
@@ -147,7 +155,7 @@ class Method(eqx.Module):
         grid: Grid | None = None,
         nonlocal_grid: Grid | None = None,
         field: Float[Array | np.ndarray, " 3"] | None = None,
-        chunk: int = 4096,
+        chunk: int | None = None,
         stored_bytes: int = STORED_BYTES,
     ) -> Method:
         """Plans the integrals.
@@ -161,7 +169,7 @@ class Method(eqx.Module):
             nonlocal_grid: For VV10, where the functional has it; level 3 if left out.
             field: A uniform electric field, hartree/(e bohr): the energy gains minus its product
                 with the dipole moment about the origin of the coordinates.
-            chunk: Grid points held at once.
+            chunk: Grid points held at once; by default what suits the device.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
         """
@@ -184,21 +192,26 @@ class Method(eqx.Module):
             pairs=plan_pairs(basis),
             screened=screened_charges(numbers),
             two_electron="df" if aux is not None else exact,
-            chunk=chunk,
+            chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]),
             stored_bytes=stored_bytes,
         )
 
     def hamiltonian(
-        self, positions: Float[Array, "natom 3"]
+        self, positions: Float[Array, "natom 3"], *, reverse: bool = False
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
-        """The Hamiltonian at one geometry, and the Fock matrix of superposed atomic potentials."""
+        """The Hamiltonian at one geometry, and the Fock matrix of superposed atomic potentials.
+
+        Args:
+            reverse: For a few Fock matrices, made by `Hamiltonian.fock`, that are differentiated in
+                reverse mode alone, if at all: AO values are not stored, and derivatives cost less.
+        """
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        attraction = potential(pairs, self._nuclei(positions), size)
+        attraction = charge_potential(pairs, self._nuclei(positions), size)
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
-        screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
-        jks, fractions = self._builders(positions, pairs)
+        screened = charge_potential(pairs, charge_distribution(-charges, widths, positions), size)
+        jks, fractions = self._builders(positions, pairs, reverse)
         hcore = kinetic + attraction
         if self.field is not None:
             hcore, screened = (x + self._field_potential(pairs, size) for x in (hcore, screened))
@@ -209,7 +222,7 @@ class Method(eqx.Module):
             kinetic=kinetic,
             hcore=hcore,
             jk=jks[0],
-            xc=self._xc(positions, self.stored_bytes),
+            xc=self._xc(positions, 0 if reverse else self.stored_bytes),
             nuclear_repulsion=self._nuclear_energy(positions),
             exchange_fraction=fractions[0],
             attenuated_jk=jks[1],
@@ -259,13 +272,15 @@ class Method(eqx.Module):
             scale * xc.exchange_fraction, scale * xc.attenuated_fraction, xc.omega
         )
 
-    def _builders(self, positions, pairs):
+    def _builders(self, positions, pairs, reverse):
         """Builders for the full and for the attenuated interaction, and their exchange weights."""
         weights = self._exchange_weights(1.0)
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao
-            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, weights.omega)
+            jks = DensityFittedJK.build_separated(
+                pairs, aux, *sizes, weights.omega, reverse=reverse
+            )
         elif weights.omega == 0:
             exact = self.two_electron == "exact"
             jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)

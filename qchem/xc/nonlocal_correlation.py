@@ -9,7 +9,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import evaluate_ao
+from qchem.basis.evaluate import ao_of_column, evaluate_columns
 from qchem.basis.layout import Basis
 from qchem.grids import Grid, GridPoints
 
@@ -59,11 +59,13 @@ class NonlocalCorrelation(eqx.Module):
         """Energy, hartree; differentiable in `dm` and `positions`."""
         total = jnp.sum(dm, axis=0, keepdims=True)
         total = (total + jnp.swapaxes(total, 1, 2)) / 2
+        order = ao_of_column(self.basis)
+        total = total[:, order[:, None], order[None, :]]
 
         @jax.checkpoint
         def of_chunk(part):
             points, weights = Grid(part, self.adjustment).place(self.positions)
-            ao = evaluate_ao(self.basis, self.positions, points, 1)
+            ao = evaluate_columns(self.basis, self.positions, points, 1)
             rho, sigma = density_and_gradient(total, ao)
             return points, weights, rho[0], sigma[0]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import evaluate_ao
+from qchem.basis.evaluate import ao_of_column, evaluate_columns
 from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
 from qchem.grids import Grid, GridPoints
@@ -35,7 +35,7 @@ class GridXC(eqx.Module):
     points: GridPoints
     adjustment: Float[Array | np.ndarray, "natom natom"]
     positions: Float[Array | np.ndarray, "natom 3"]
-    ao: Float[Array, "nchunk ncomponent chunk nao"] | None
+    ao: tuple[Float[Array, "nchunk nao chunk"], ...] | None
     weights: Float[Array, "nchunk chunk"] | None
 
     def __init__(
@@ -58,7 +58,7 @@ class GridXC(eqx.Module):
         """
         self.functional = functional
         self.basis = basis
-        self.points = grid.chunks(chunk)
+        self.points = grid.chunks(chunk + chunk % 2)  # halved in `_in_own_loop`
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
         self.ao = self.weights = None
@@ -83,7 +83,7 @@ class GridXC(eqx.Module):
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
-            return jnp.vdot(weights, functional.energy_density(rho, sigma, tau))
+            return jnp.vdot(weights, _in_own_loop(functional.energy_density, rho, sigma, tau))
 
         return self._integrate(term, dm)
 
@@ -103,6 +103,8 @@ class GridXC(eqx.Module):
         return self._integrate(term, dm)
 
     def _integrate(self, term, dm):
+        order = ao_of_column(self.basis)
+        dm = dm[:, order[:, None], order[None, :]]
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
@@ -125,27 +127,71 @@ class GridXC(eqx.Module):
         positions, basis, adjustment = placement
         points, weights = Grid(part, adjustment).place(positions)
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
-        return evaluate_ao(basis, positions, points, derivative), weights
+        return evaluate_columns(basis, positions, points, derivative), weights
+
+
+@eqx.filter_custom_vjp
+def potential(xc_and_dm):
+    """dE/d(dm) of an integrator and a density matrix, for reverse mode alone.
+
+    Its derivative is that of the energy's change along the cotangent: for the grid as cheap as a
+    gradient of the energy, where reverse mode through the gradient of the energy takes thrice that.
+    """
+    xc, dm = xc_and_dm
+    return jax.grad(xc.energy)(dm)
+
+
+@potential.def_fwd
+def _potential_fwd(perturbed, xc_and_dm):
+    return potential(xc_and_dm), None
+
+
+@potential.def_bwd
+def _potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
+    moving, fixed = eqx.partition(xc_and_dm, perturbed)
+
+    def change(moving):
+        xc, dm = eqx.combine(moving, fixed)
+        return jax.jvp(xc.energy, (dm,), (cotangent,))[1]
+
+    return jax.grad(change)(moving)
 
 
 def density_and_gradient(
-    dm: Float[Array, "nspin nao nao"], ao: Float[Array, "ncomponent npoint nao"]
+    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
     """rho and, where AO gradients are given, sigma, as functionals take them."""
-    half = jnp.einsum("gm,smn->sgn", ao[0], dm, precision="highest")
-    # One contraction per spin: XLA's batched product is faster than multiplying and summing.
-    rho = jnp.stack([jnp.einsum("xgn,gn->xg", ao, h, precision="highest") for h in half])
+    half = [jnp.dot(d, ao[0], precision="highest") for d in dm]
+    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half])
     if len(ao) == 1:
-        return rho[:, 0], None
-    gradient = 2 * rho[:, 1:]
+        return rho, None
+    gradient = [[2 * _sum_of_products(x, h) for x in ao[1:]] for h in half]
     pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
-    sigma = jnp.stack([jnp.sum(gradient[i] * gradient[j], axis=0) for i, j in pairs])
-    return rho[:, 0], sigma
+    sigma = [sum(a * b for a, b in zip(gradient[i], gradient[j])) for i, j in pairs]
+    return rho, jnp.stack(sigma)
 
 
 def kinetic_energy_density(
-    dm: Float[Array, "nspin nao nao"], ao: Float[Array, "ncomponent npoint nao"]
+    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> Float[Array, "nspin npoint"]:
     """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
-    half = jnp.einsum("xgm,smn->sxgn", ao[1:], dm, precision="highest")
-    return jnp.stack([jnp.einsum("xgn,xgn->g", ao[1:], h, precision="highest") / 2 for h in half])
+    taus = []
+    for d in dm:
+        terms = [_sum_of_products(x, jnp.dot(d, x, precision="highest")) for x in ao[1:]]
+        taus.append(sum(terms) / 2)
+    return jnp.stack(taus)
+
+
+def _sum_of_products(a, b):
+    """Sum over the AOs, at each point."""
+    return jnp.sum(a * b, axis=0)
+
+
+def _in_own_loop(function, *rows):
+    """The function of all points, taken in two rounds of a loop.
+
+    A loop is what XLA does not merge with the rest: it would compute potentials anew for each AO
+    that they multiply.
+    """
+    rounds = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x), 2, -1), 1, 0), rows)
+    return jax.lax.map(jax.checkpoint(lambda x: function(*x)), rounds).reshape(-1)
