@@ -6,6 +6,7 @@ first). Results that programs read go to stdout, text for people to stderr.
 
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -187,13 +188,22 @@ def _train(options: Train) -> int:
 
 def _start(options: Train) -> None:
     configure_jax()
+    import jax
+
     if options.coordinator is None:
         if options.processes != 1:
             raise InputError("several processes need --coordinator HOST:PORT.")
+        # One geometry keeps few cores busy; several at once keep all.
+        jax.config.update("jax_num_cpu_devices", _cores())
         return
-    import jax
-
     jax.distributed.initialize(options.coordinator, options.processes, options.process)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare_directory(run: Path, config: Any) -> None:

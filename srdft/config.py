@@ -144,8 +144,9 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 20
     """Steps."""
-    devices: int = 1
-    """Devices that share batches and chains; 0 is all."""
+    devices: int = 0
+    """Devices that share batches and chains; 0 is as many as can share them equally (asynchronous:
+    one for the chains, one for the optimizer). On a CPU each core is a device."""
     chunk: int = 8
     """Geometries held at once by a device that is not a CPU."""
     tensorboard: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -232,14 +233,22 @@ def build_plan(config: Config) -> Plan:
 def build_workers(config: Config) -> Workers:
     """The devices that the configuration asks for; with several processes all of them.
 
+    By default the most that can share the work equally.
+
     Raises:
         InputError: There are fewer.
     """
     devices, wanted = jax.devices(), config.train.devices
     if wanted > len(devices):
         raise InputError(f"train.devices = {wanted}; JAX sees {len(devices)}.")
-    everything = wanted == 0 or jax.process_count() > 1
-    return Workers.over(devices if everything else devices[:wanted], config.train.chunk)
+    if jax.process_count() > 1:
+        wanted = len(devices)
+    elif wanted == 0 and config.train.mode == "asynchronous":
+        wanted = 1  # the chains find another for themselves
+    elif wanted == 0:
+        equal = math.gcd(config.train.batch, config.sampler.chains)
+        wanted = max(n for n in range(1, len(devices) + 1) if equal % n == 0)
+    return Workers.over(devices[:wanted], config.train.chunk)
 
 
 def model_of(path: str | Path) -> tuple[Experiment, Any]:

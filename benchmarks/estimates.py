@@ -1,0 +1,86 @@
+"""How well does the error that needs no labels track the true one?
+
+A model of constants starts untrained and is trained by Gauss-Newton, pass after pass. Each row has,
+over held-out geometries, the true error E - E0 of the predicted energy, its estimate from the
+occupied-virtual block of the Fock matrix (both in hartree), how the quotient estimate / error is
+spread, and the correlation of their ranks among the geometries.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from scipy.stats import spearmanr
+
+from benchmarks.measure import configure_jax, device
+from benchmarks.models import errors
+from benchmarks.molecules import Name, geometries, molecule
+from benchmarks.report import Report
+from srdft.family import MoleculeFamily, map_geometries
+from srdft.model import OperatorMixture
+from srdft.objective import GaussNewton
+
+QUOTIENTS = (5, 50, 95)  # percentiles
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train, and for how long."""
+
+    molecule: Name = "water"
+    basis: str = "def2-svp"
+    xc: str = "b3lyp"
+    grid: int = 1
+    steps: int = 2
+    """Learned steps of the model."""
+    train: int = 16
+    """Geometries to train on."""
+    test: int = 32
+    """Held-out geometries."""
+    passes: int = 10
+    """Over the training geometries; a row for each, and one before the first."""
+    scale: float = 0.5
+    """Part of each Gauss-Newton step that is gone."""
+    out: Path | None = None
+    """Append to this file instead of results/estimates.json."""
+
+
+def row(error, estimate):
+    """Statistics of true and estimated errors."""
+    low, median, high = np.percentile(estimate / error, QUOTIENTS)
+    return {
+        "mean_error": float(error.mean()),
+        "mean_estimate": float(estimate.mean()),
+        "quotient_5": float(low),
+        "quotient_50": float(median),
+        "quotient_95": float(high),
+        "rank_correlation": float(spearmanr(error, estimate).statistic),
+    }
+
+
+def main(options: Options) -> None:
+    """Train, and report a row for each pass."""
+    configure_jax()
+    print(f"device: {device()}")
+    report = Report("estimates", options.out)
+    numbers = molecule(options.molecule).numbers
+    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
+    positions = jnp.asarray(geometries(options.molecule, options.train + options.test))
+    train, test = positions[: options.train], positions[options.train :]
+    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
+    reference = solve(test).require_converged().energy
+    model = OperatorMixture.build([family], steps=options.steps)
+    method = GaussNewton()
+    for done in range(options.passes + 1):
+        if done:
+            state, _ = method.accumulate(method.init(model), family, model, train)
+            model = method.step(state, model, options.scale)
+        about = {"molecule": options.molecule, "grid": options.grid, "passes": done}
+        report.row(**about, **row(*errors(model, family, test, reference)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
