@@ -24,6 +24,8 @@ import tyro
 from qchem.errors import ConvergenceError, InputError
 
 PACKAGES = ("srdft", "jax", "jaxlib", "equinox", "numpy", "scipy", "basis-set-exchange")
+OPTIONAL_PACKAGES = ("dftd3", "dftd4")  # named where they are installed
+_MISSING = "not installed"
 
 
 @dataclass(frozen=True)
@@ -248,14 +250,17 @@ def _jsonable(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    found = {name: _version(name) for name in PACKAGES}
+    optional = {name: _version(name) for name in OPTIONAL_PACKAGES}
+    found |= {name: version for name, version in optional.items() if version != _MISSING}
+    return {"python": platform.python_version(), **found}
 
 
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return _MISSING
 
 
 def _summary(report: dict[str, Any], symbols: Sequence[str]) -> str:
