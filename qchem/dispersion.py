@@ -48,23 +48,22 @@ class Dispersion(eqx.Module):
         """
         model, parameters = terms
         if not _has_parameters(model, parameters):
-            known = [name for name in (*FUNCTIONALS, *INSTEAD_OF_VV10)]
-            known = [name for name in known if _has_parameters(model, damping_name(name))]
+            names = dict.fromkeys((*FUNCTIONALS, *INSTEAD_OF_VV10))
+            known = [name for name in names if _has_parameters(model, damping_name(name))]
             raise FunctionalNotFoundError(
                 f"{model!r} has no parameters for {parameters!r}; functionals that can be written "
-                f"with -{model}: {', '.join(dict.fromkeys(known))}."
+                f"with -{model}: {', '.join(known)}."
             )
         return cls(model, parameters, numbers, charge)
 
     def energy(self, positions: Float[Array, "natom 3"]) -> Float[Array, ""]:
         """Dispersion energy, hartree; with first derivatives. The host computes it."""
-        shapes = [jax.ShapeDtypeStruct(s, positions.dtype) for s in ((), positions.shape)]
+        shapes = (), positions.shape
+        like = tuple(jax.ShapeDtypeStruct(shape, positions.dtype) for shape in shapes)
 
         @jax.custom_jvp
         def both(positions):
-            return jax.pure_callback(
-                self._on_host, tuple(shapes), positions, vmap_method="broadcast_all"
-            )
+            return jax.pure_callback(self._on_host, like, positions, vmap_method="broadcast_all")
 
         @both.defjvp
         def second(primals, tangents):
@@ -85,19 +84,17 @@ class Dispersion(eqx.Module):
         return one(positions)
 
     def _on_host(self, positions):
-        """Energies and gradients of geometries along any leading axes."""
-        positions = np.asarray(positions)
-        batch = positions.reshape(-1, *positions.shape[-2:]).astype(float)
-        energy, gradient = np.full(len(batch), np.nan), np.full(batch.shape, np.nan)
+        """Energies and gradients of geometries along any leading axes; NaN where these are."""
         evaluate = _MODELS[self.model](self.parameters)
-        for i, geometry in enumerate(batch):
+        positions = np.asarray(positions)
+        gradient = np.full(positions.shape, np.nan, positions.dtype)
+        energy = np.full(positions.shape[:-2], np.nan, positions.dtype)
+        for place in np.ndindex(energy.shape):
+            geometry = positions[place].astype(float)
             if np.isfinite(geometry).all():
                 found = evaluate(np.array(self.numbers), geometry, self.charge)
-                energy[i], gradient[i] = found["energy"], found["gradient"]
-        energy = energy.reshape(positions.shape[:-2])
-        return energy.astype(positions.dtype), gradient.reshape(positions.shape).astype(
-            positions.dtype
-        )
+                energy[place], gradient[place] = found["energy"], found["gradient"]
+        return energy, gradient
 
 
 Evaluate = Callable[[np.ndarray, np.ndarray, int], dict[str, Any]]
