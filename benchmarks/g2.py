@@ -20,9 +20,9 @@ import tyro
 from ase.data.g2 import molecule_names
 
 import qchem
-from benchmarks.measure import configure_jax, peak_rss
+from benchmarks.measure import configure_jax
 from benchmarks.report import RESULTS
-from benchmarks.table import Table
+from benchmarks.table import Table, result_row
 
 COLUMNS = (
     "molecule xc multiplicity nao energy pyscf error converged cycles products stages s2 pyscf_s2 "
@@ -65,15 +65,7 @@ def run(name: str, xc: str, options: Options) -> dict[str, Any]:
         "molecule": name,
         "xc": xc,
         "multiplicity": mol.multiplicity,
-        "nao": result.nao,
-        "energy": f"{result.energy:.9f}",
-        "converged": result.converged,
-        "cycles": result.cycles,
-        "products": int(result.scf.products),
-        "stages": "+".join(stage["method"] for stage in result.stages),
-        "s2": f"{result.s2:.4f}",
-        "seconds": f"{perf_counter() - start:.1f}",
-        "peak_mib": peak_rss() // 2**20,
+        **result_row(result, start),
     }
     if options.pyscf:
         from benchmarks.peer import converged

@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 
 import qchem
-from benchmarks.measure import configure_jax, peak_rss
+from benchmarks.measure import configure_jax
 from benchmarks.report import RESULTS
-from benchmarks.table import Table
+from benchmarks.table import Table, result_row
 
 COLUMNS = (
     "case needs xc basis charge multiplicity nao energy newton followed error converged cycles "
@@ -167,15 +167,7 @@ def run(name: str, options: Options) -> dict[str, Any]:
         "basis": basis,
         "charge": case.charge,
         "multiplicity": case.multiplicity,
-        "nao": result.nao,
-        "energy": f"{result.energy:.9f}",
-        "converged": result.converged,
-        "cycles": result.cycles,
-        "products": int(result.scf.products),
-        "stages": "+".join(stage["method"] for stage in result.stages),
-        "s2": f"{result.s2:.4f}",
-        "seconds": f"{perf_counter() - start:.1f}",
-        "peak_mib": peak_rss() // 2**20,
+        **result_row(result, start),
     }
     if options.pyscf:
         from benchmarks.peer import converged

@@ -8,11 +8,10 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qchem.cli import versions
+from qchem.command import version, versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,19 +59,12 @@ def environment() -> dict[str, Any]:
         "hardware": _hardware(),
         "threads": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
-        "versions": versions() | {"pyscf": _version("pyscf")},
+        "versions": versions() | {"pyscf": version("pyscf")},
     }
 
 
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in run.items() if key != "rows"}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _commit() -> str:

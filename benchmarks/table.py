@@ -3,9 +3,32 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import qchem
+from benchmarks.measure import peak_rss
 from benchmarks.report import environment
+
+
+def result_row(result: qchem.Result, start: float) -> dict[str, Any]:
+    """What every table says of a calculation.
+
+    Args:
+        result: Of the calculation.
+        start: When it started, as `perf_counter` has it.
+    """
+    return {
+        "nao": result.nao,
+        "energy": f"{result.energy:.9f}",
+        "converged": result.converged,
+        "cycles": result.cycles,
+        "products": int(result.scf.products),
+        "stages": "+".join(stage["method"] for stage in result.stages),
+        "s2": f"{result.s2:.4f}",
+        "seconds": f"{perf_counter() - start:.1f}",
+        "peak_mib": peak_rss() // 2**20,
+    }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A network on top of the local density approximation learns the atomization energ
 molecules, either those of another functional, PBE by default, or measured ones
 (`--reference experiment`). Each step converges all systems with the functional as it is: the
 gradient of a converged energy in the network's parameters needs no response of the orbitals. The
-result is a file for `qchem energy --xc`.
+result is a file for `qchem energy --xc`, written every ten steps.
 
     python examples/learn_functional.py --out learned.eqx
 """
@@ -114,6 +114,7 @@ def main(options: Options) -> None:
         if step % 10 == 0:
             mean = np.mean(np.abs(list(errors.values())))
             print(f"step {step:3d}: mean error {mean:7.3f} kcal/mol", flush=True)
+            xc.save(options.out)
         if step == options.steps:
             break
         # Mean of the squared errors; each is linear in the energies.

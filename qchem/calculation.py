@@ -56,8 +56,9 @@ def energy(
     Args:
         molecule: A closed shell if its multiplicity is 1, else unrestricted.
         basis: Name of a set, one per element symbol, or a `Basis`.
-        xc: Functional by name, "hf" for Hartree-Fock, the path of a learned one (.eqx), or a
-            `Functional` or `LearnedFunctional`.
+        xc: Functional by name, "hf" for Hartree-Fock, with "-d3bj" or "-d4" at the end for a
+            dispersion correction; the path of a learned one (.eqx); or a `Functional` or
+            `LearnedFunctional`.
         two_electron: Exact integrals, or density fitting ("df").
         aux: Auxiliary set of density fitting; by default the one that suits `basis`.
         grid: Level 0 to 9, numbers of (radial, angular) points, or a `Grid`.
@@ -80,7 +81,7 @@ def energy(
     """
     start = perf_counter()
     check_precision(molecule.positions)
-    method, settings = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    method, settings = _method(molecule, basis, xc, two_electron, aux, grid, cartesian)
     method = _in_field(method, field)
     nocc = _occupied(molecule, unrestricted)
     options = resolved_options(scf_options)
@@ -148,7 +149,7 @@ def energy_fn(
     )
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
-    method, _ = _method(molecule.numbers, basis, xc, two_electron, aux, grid, cartesian)
+    method, _ = _method(molecule, basis, xc, two_electron, aux, grid, cartesian)
     method = _in_field(method, field)
     options = resolved_options(scf_options)
     check_solver(solver, options)
@@ -198,7 +199,7 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
+def _method(molecule, basis, xc, two_electron, aux, grid, cartesian):
     if two_electron not in ("exact", "df"):
         raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
     if two_electron == "exact" and aux is not None:
@@ -207,9 +208,10 @@ def _method(numbers, basis, xc, two_electron, aux, grid, cartesian):
         if not isinstance(basis, str):
             raise InputError("density fitting of a basis without a name needs aux=.")
         aux = default_auxiliary(basis)
-    if isinstance(xc, str) and xc.endswith(SUFFIX):
-        xc = load_functional(xc)
-    names = (numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian)
+    if isinstance(xc, str):
+        xc = load_functional(xc) if xc.endswith(SUFFIX) else Functional.from_name(xc)
+    charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
+    names = (molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge)
     try:
         hash(names)
     except TypeError:
@@ -245,9 +247,8 @@ def _frozen(value):
 
 
 @lru_cache(maxsize=32)
-def _build(numbers, basis, xc, aux, grid, cartesian) -> Method:
+def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
     """Everything that does not depend on positions, kept for the next geometry."""
-    functional = Functional.from_name(xc) if isinstance(xc, str) else xc
     orbital = _basis(numbers, basis, not cartesian, auxiliary=False)
     auxiliary = None if aux is None else _basis(numbers, aux, orbital.spherical, auxiliary=True)
     if functional.ingredients == "none":
@@ -258,7 +259,7 @@ def _build(numbers, basis, xc, aux, grid, cartesian) -> Method:
         points = Grid.from_numbers(numbers, sizes=grid)
     else:
         points = Grid.from_numbers(numbers, grid)
-    return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points)
+    return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points, charge=charge)
 
 
 def _basis(numbers, basis, spherical, auxiliary):

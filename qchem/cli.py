@@ -5,25 +5,26 @@ Exit codes: 0 converged or validated; 1 a calculation that failed or a deviation
 """
 
 import json
-import math
-import os
-import platform
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
+from qchem.command import (
+    configure_jax,
+    exit_code,
+    jsonable,
+    output_file,
+    say,
+    version,
+    versions,
+)
 from qchem.errors import ConvergenceError, InputError
-
-PACKAGES = ("srdft", "jax", "jaxlib", "equinox", "numpy", "scipy", "basis-set-exchange")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Energy:
     basis: str = "def2-svp"
     """Name of the basis set in the Basis Set Exchange."""
     xc: str = "b3lyp"
-    """Functional: hf, svwn, pbe, blyp, b3lyp, b3lyp5, pbe0."""
+    """Functional: hf, pbe, b3lyp, r2scan, wb97x-v, b3lyp-d3bj and many more; a sum such as
+    "0.5*hf + 0.5*b88, lyp"; the .eqx file of a learned one. See docs/functionals.md."""
     charge: int = 0
     """Total charge."""
     multiplicity: int = 1
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
-        print(f"qchem (srdft {_version('srdft')})")
+        print(f"qchem (srdft {version('srdft')})")
         return 0
     command = tyro.cli(
         Annotated[Energy, tyro.conf.subcommand("energy")]
@@ -93,43 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    try:
-        return _energy(command) if isinstance(command, Energy) else _validate(command)
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
-    except Exception as error:
-        if command.debug:
-            traceback.print_exc()
-        if isinstance(error, InputError):
-            _say(str(error))
-            return 2
-        lines = str(error).strip().splitlines() or ["no message"]
-        hint = "" if command.debug else " (--debug shows where)"
-        _say(f"the calculation failed: {type(error).__name__}: {lines[0]}{hint}")
-        return 1
-
-
-def configure_jax() -> None:
-    """Use 64-bit numbers, and keep compiled programs in the user's cache directory.
-
-    JAX_COMPILATION_CACHE_DIR, where set, is left to say where; a directory that cannot be written
-    means no cache.
-    """
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    try:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srdft", "jax")
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return
-    if os.access(directory, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+    run = _energy if isinstance(command, Energy) else _validate
+    return exit_code(lambda: run(command), debug=command.debug, failure="the calculation failed")
 
 
 def _energy(options: Energy) -> int:
@@ -145,7 +112,8 @@ def _energy(options: Energy) -> int:
     for name in ("max_cycles", "tolerance"):
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
-    with _output_file(options) as write:
+    out = options.out
+    with nullcontext(lambda text: None) if out is None else output_file(out, options.file) as write:
         configure_jax()
         import qchem
         from qchem.molecule import Molecule
@@ -163,14 +131,14 @@ def _energy(options: Energy) -> int:
         report["timings"] = {**report.get("timings", {}), "total": perf_counter() - start}
         settings |= {"file": options.file, "charge": options.charge}
         settings |= {"multiplicity": options.multiplicity, "versions": versions()}
-        report = _jsonable(report | {"settings": settings})
+        report = jsonable(report | {"settings": settings})
         text = json.dumps(report, allow_nan=False)
         if options.json:
             print(text, flush=True)
         else:
-            _say(_summary(report, mol.symbols))
+            say(_summary(report, mol.symbols))
         if not report["converged"]:
-            _say(_unconverged(report))
+            say(_unconverged(report))
             return 1
         write(text + "\n")
     return 0
@@ -190,72 +158,12 @@ def _grid(text: str) -> int | tuple[int, int]:
     )
 
 
-@contextmanager
-def _output_file(options: Energy) -> Iterator[Callable[[str], None]]:
-    """A function that puts text into the `--out` file in one step.
-
-    A file beside it is opened at once, so that a place that cannot be written shows before the
-    calculation starts; it takes the place of the named file only when it is complete.
-    """
-    if options.out is None:
-        yield lambda text: None
-        return
-    target = options.out.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        if target == options.file.resolve():
-            raise InputError(f"--out would overwrite the geometry {str(options.file)!r}.")
-        if target.exists() and not target.is_file():
-            raise InputError(f"cannot write {str(options.out)!r}: it is not a regular file.")
-        if target.exists() and not os.access(target, os.W_OK):
-            raise InputError(f"cannot write {str(options.out)!r}: the file is read-only.")
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"cannot write {str(options.out)!r}: {error.strerror}.") from error
-
-    def write(text: str) -> None:
-        temporary.write_text(text)
-        temporary.replace(target)
-
-    try:
-        yield write
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _report(result: Any, *, forces: bool) -> dict[str, Any]:
     names = ("energy", "energies", "converged", "cycles", "residual", "dipole", "homo", "lumo")
     report = {name: getattr(result, name) for name in (*names, "s2", "nao", "nelectron")}
     if forces:
         report["forces"] = result.forces() if result.converged else None
     return report | {"timings": result.timings}
-
-
-def _jsonable(value: Any) -> Any:
-    """The value in JSON's types; arrays become lists, and what is not finite becomes null."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    return _jsonable(np.asarray(value).tolist())
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _summary(report: dict[str, Any], symbols: Sequence[str]) -> str:
@@ -311,9 +219,5 @@ def _validate(options: Validate) -> int:
     console.print(validate.table(checks))
     failed = [check for check in checks if not check.passed]
     for check in failed:
-        _say(f"{check.quantity}: {check.note or 'deviates by more than the tolerance'}")
+        say(f"{check.quantity}: {check.note or 'deviates by more than the tolerance'}")
     return 1 if failed else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

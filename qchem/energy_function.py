@@ -8,10 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from qchem.errors import InputError
-from qchem.properties import gradient, moments
+from qchem.properties import moments
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix
@@ -39,8 +40,11 @@ class Relaxed(eqx.Module):
 class EnergyFunction(eqx.Module):
     """Converged energy as a pure function of positions; made by `energy_fn`.
 
-    Under `vmap`, `chunk` geometries are held at once (on a CPU one). The gradient is that of the
-    converged energy; second derivatives would need the response of the orbitals and are refused.
+    Under `vmap`, `chunk` geometries are held at once (on a CPU one). First derivatives are those of
+    the converged energy, with respect to positions and to the arrays of this function: exponents
+    and contraction coefficients in `method.basis`, `method.charges`, `method.field`, what
+    `method.functional` has learned. What is not asked for costs nothing. Second derivatives would
+    need the response of the orbitals and are refused.
     """
 
     method: Method
@@ -66,22 +70,21 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         check_precision(positions)
-        one = jax.custom_jvp(self._mapped(with_gradient=False))
-        both = jax.custom_jvp(self._mapped(with_gradient=True))
+        variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
+        energy = jax.custom_jvp(_mapped(rest, self.chunk))
 
-        @one.defjvp
         def first(primals, tangents):
-            value, slope = both(*primals)
-            return value, jnp.vdot(slope, tangents[0])
+            (variables,), (changes,) = primals, tangents
+            moving = jax.tree.map(lambda x: not isinstance(x, SymbolicZero), changes)
+            both = jax.custom_jvp(_mapped(rest, self.chunk, moving))
+            both.defjvp(_second)
+            value, slopes = both(variables)
+            changes = eqx.filter(changes, moving)
+            terms = jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, changes))
+            return value, sum(x.astype(value.dtype) for x in terms)
 
-        @both.defjvp
-        def second(primals, tangents):
-            raise NotImplementedError(
-                "second derivatives of converged energies need the response of the orbitals, "
-                "which is not supported; difference the gradient instead."
-            )
-
-        return one(jnp.asarray(positions))
+        energy.defjvp(first, symbolic_zeros=True)
+        return energy(variables)
 
     def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
         """Converged orbitals and all that belongs to them; constants for differentiation."""
@@ -107,38 +110,58 @@ class EnergyFunction(eqx.Module):
             converged=scf.converged,
         )
 
-    def _mapped(self, *, with_gradient: bool):
-        """Energy, or energy and gradient; `vmap` goes through the batch `chunk` at a time."""
 
-        @jax.custom_batching.custom_vmap
-        def mapped(positions):
-            return _evaluate(self, positions, with_gradient)
+def _second(primals, tangents):
+    raise NotImplementedError(
+        "second derivatives of converged energies need the response of the orbitals, "
+        "which is not supported; difference the gradient instead."
+    )
 
-        @mapped.def_vmap
-        def rule(axis_size, in_batched, positions):
-            values = _evaluate(self, positions, with_gradient)
-            return values, jax.tree.map(lambda _: True, values)
 
-        return mapped
+def _mapped(rest, chunk, moving=None):
+    """`_evaluate` for given variables; `vmap` goes through the batch `chunk` at a time."""
+
+    @jax.custom_batching.custom_vmap
+    def mapped(variables):
+        return _evaluate(variables, rest, moving)
+
+    @mapped.def_vmap
+    def rule(axis_size, in_batched, variables):
+        batched, shared = eqx.partition(variables, in_batched[0])
+        # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
+        # wait for each other for ever where there are as few threads (jaxlib 0.10).
+        together = 0 if jax.default_backend() == "cpu" else min(chunk, axis_size)
+        values = _evaluate_each(batched, shared, rest, moving, together or None)
+        return values, jax.tree.map(lambda _: True, values)
+
+    return mapped
 
 
 @eqx.filter_jit
-def _evaluate(function, positions, with_gradient):
-    """Energy, or energy and gradient, of one geometry or of a batch; compiled once for each."""
+def _evaluate(variables, rest, moving):
+    """Energy, and where some variables move its derivatives in them; compiled once for each."""
+    function, positions = eqx.combine(variables, rest)
+    scf = function.solve(positions)
+    value = jnp.where(scf.converged, scf.energy, jnp.nan)
+    if moving is None:
+        return value
+    moved, held = eqx.partition(variables, moving)
 
-    def one(positions):
-        scf = function.solve(positions)
-        energy = jnp.where(scf.converged, scf.energy, jnp.nan)
-        if with_gradient:
-            return energy, gradient(function.method, positions, scf.factor)
-        return energy
+    def energy(moved):
+        function, positions = eqx.combine(moved, held, rest)
+        return function.method.energy(positions, scf.factor)
 
-    if positions.ndim == 2:
-        return one(positions)
-    # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
-    # wait for each other for ever where there are as few threads (jaxlib 0.10).
-    together = 0 if jax.default_backend() == "cpu" else min(function.chunk, positions.shape[0])
-    return jax.lax.map(one, positions, batch_size=together or None)
+    return value, jax.grad(energy)(moved)
+
+
+@eqx.filter_jit
+def _evaluate_each(batched, shared, rest, moving, together):
+    """The same for a batch; what is shared is not repeated."""
+
+    def one(batched):
+        return _evaluate(eqx.combine(batched, shared), rest, moving)
+
+    return jax.lax.map(one, batched, batch_size=together)
 
 
 @eqx.filter_jit
@@ -150,7 +173,7 @@ def _solve(function, positions):
 
 def check_precision(positions: Float[Array | np.ndarray, "natom 3"]) -> None:
     """Refuse positions whose dtype JAX would change, or that are no real numbers."""
-    dtype = np.result_type(positions)
+    dtype = np.dtype(positions.dtype)
     if dtype == np.float64 and not jax.config.jax_enable_x64:
         raise InputError(
             "positions are float64 but JAX is in 32-bit mode: call "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -45,7 +46,8 @@ class Result:
         molecule, method: What was calculated, and how.
         scf: The state of the SCF, as JAX arrays.
         energy: Total energy.
-        energies: Its parts: nuclear, one_electron, coulomb, exchange, xc.
+        energies: Its parts: nuclear, one_electron, coulomb, exchange, xc and, where the functional
+            has it, dispersion.
         converged, cycles, residual: Of the SCF; the residual is max|FDS - SDF|.
         dipole: e bohr, about the origin of the coordinates.
         homo, lumo: Orbital energies; one per spin if unrestricted; None where there is no orbital.
@@ -70,7 +72,7 @@ class Result:
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
-        self.energies = {name: float(energies[name]) for name in ENERGIES}
+        self.energies = {name: float(energies[name]) for name in ENERGIES if name in energies}
         self.converged = bool(scf.converged)
         self.cycles, self.residual = int(scf.cycles), float(scf.residual)
         self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
@@ -100,7 +102,7 @@ class Result:
             # Canonical order matters to orthonormalization; what is all but empty is left out.
             filled = self.scf.mo_occ > _EMPTY
             orbitals = jnp.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
-        forces = -np.asarray(_gradient(self.method, positions, *orbitals))
+        forces = -np.asarray(_compiled_gradient(self.method, positions, *orbitals))
         self.timings["forces"] = perf_counter() - start
         return forces
 
@@ -138,11 +140,30 @@ def _frontier(mo_energy, mo_occ):
     return float(below.max()) if below.size else None, float(above.min()) if above.size else None
 
 
-@eqx.filter_jit
 def compiled_hamiltonian(
     method: Method, positions: Float[Array, "natom 3"]
 ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
     """`Method.hamiltonian`, compiled."""
+    method, dispersion = _parted(method)
+    hamiltonian, screened = _hamiltonian(method, positions)
+    if dispersion is not None:
+        hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(positions))
+    return hamiltonian, screened
+
+
+def _compiled_gradient(method, positions, orbitals, occupation):
+    method, dispersion = _parted(method)
+    slope = _gradient(method, positions, orbitals, occupation)
+    return slope if dispersion is None else slope + jax.grad(dispersion.energy)(positions)
+
+
+def _parted(method):
+    """The dispersion apart: programs that call the host are not kept in JAX's cache on disk."""
+    return replace(method, dispersion=None), method.dispersion
+
+
+@eqx.filter_jit
+def _hamiltonian(method, positions):
     return method.hamiltonian(positions)
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from qchem.cli import configure_jax, versions
+from qchem.command import (
+    INTERRUPTED,
+    configure_jax,
+    exit_code,
+    jsonable,
+    output_file,
+    say,
+    versions,
+)
 from qchem.errors import InputError
 
-INTERRUPTED = 130
 RunDirectory = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
 
 
@@ -124,21 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     commands = {Train: _train, Sample: _sample, Evaluate: _evaluate, Plot: _plot}
-    try:
-        return commands[type(command)](command)
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
-    except Exception as error:
-        if command.debug:
-            traceback.print_exc()
-        if isinstance(error, InputError):
-            _say(str(error))
-            return 2
-        lines = str(error).strip().splitlines() or ["no message"]
-        hint = "" if command.debug else " (--debug shows where)"
-        _say(f"failed: {type(error).__name__}: {lines[0]}{hint}")
-        return 1
+    run = commands[type(command)]
+    return exit_code(lambda: run(command), debug=command.debug, failure="failed")
 
 
 def _train(options: Train) -> int:
@@ -160,7 +153,7 @@ def _train(options: Train) -> int:
     start = perf_counter()
     if options.resume and latest.exists():
         experiment = Experiment.from_checkpoint(latest, config)
-        _say(f"goes on after step {int(experiment.state.step)}")
+        say(f"goes on after step {int(experiment.state.step)}")
     else:
         experiment = Experiment.from_config(config)
     _prepare_directory(options.out, config)
@@ -178,11 +171,11 @@ def _train(options: Train) -> int:
             state = session.run(experiment.state)
     step, took = int(state.step), perf_counter() - start
     if session.stop.is_set() and step < trainer.plan.total:
-        _say(f"interrupted after step {step} of {trainer.plan.total}; saved, go on with --resume")
+        say(f"interrupted after step {step} of {trainer.plan.total}; saved, go on with --resume")
         return INTERRUPTED
     error = float(state.error)
     known = f"; estimated error {error:.1e} hartree" if math.isfinite(error) else ""
-    _say(f"{step} steps in {took:.0f} s{known}; {str(options.out)}")
+    say(f"{step} steps in {took:.0f} s{known}; {str(options.out)}")
     return 0
 
 
@@ -218,29 +211,30 @@ def _prepare_directory(run: Path, config: Any) -> None:
 
 def _sample(options: Sample) -> int:
     configure_jax()
-    from srdft.data import Frames, write_xyz
+    from srdft.data import Frames, xyz_text
     from srdft.experiment import model_of
     from srdft.progress import bar
     from srdft.sampling import collect
 
     if options.n < 1:
         raise InputError(f"--n {options.n}; it must be 1 or more.")
-    experiment, model = model_of(options.run)
-    index = experiment.family(options.family)
-    with bar("sampling", options.n) as advance:
-        found = collect(
-            experiment,
-            index,
-            model,
-            options.n,
-            temperature=options.temperature,
-            seed=options.seed,
-            report=advance,
-        )
-    family = experiment.families[index]
-    comments = [f"{family.name} energy_hartree={energy:.10f}" for energy in found.energy]
-    write_xyz(options.out, Frames(family.numbers, found.positions), comments)
-    _say(found.summary())
+    with output_file(options.out) as write:
+        experiment, model = model_of(options.run)
+        index = experiment.family(options.family)
+        with bar("sampling", options.n) as advance:
+            found = collect(
+                experiment,
+                index,
+                model,
+                options.n,
+                temperature=options.temperature,
+                seed=options.seed,
+                report=advance,
+            )
+        family = experiment.families[index]
+        comments = [f"{family.name} energy_hartree={energy:.10f}" for energy in found.energy]
+        write(xyz_text(Frames(family.numbers, found.positions), comments))
+    say(found.summary())
     return 0
 
 
@@ -257,13 +251,13 @@ def _evaluate(options: Evaluate) -> int:
     frames = load_frames(options.data, charge=family.charge, multiplicity=family.multiplicity)
     frames = frames.ordered_as(family.numbers, str(options.data))
     if options.n is not None and options.n > frames.n:
-        _say(f"{options.data} has {frames.n} geometries, not {options.n}; all are taken")
+        say(f"{options.data} has {frames.n} geometries, not {options.n}; all are taken")
     else:
         frames = frames.subset(options.n, options.seed)
     with bar("evaluating", frames.n) as advance:
         report = evaluate(family, model, frames.positions, advance)
     if options.json:
-        print(json.dumps(_jsonable(report), allow_nan=False), flush=True)
+        print(json.dumps(jsonable(report), allow_nan=False), flush=True)
     else:
         from rich.console import Console
 
@@ -276,18 +270,5 @@ def _plot(options: Plot) -> int:
     from srdft.plot import plot_run
 
     for path in plot_run(options.run, options.data, options.samples):
-        _say(str(path))
+        say(str(path))
     return 0
-
-
-def _jsonable(value: Any) -> Any:
-    """What is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

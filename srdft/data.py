@@ -86,8 +86,8 @@ def load_frames(path: str | Path, *, charge: int = 0, multiplicity: int = 1) -> 
     return frames
 
 
-def write_xyz(path: str | Path, frames: Frames, comments: Sequence[str] | None = None) -> None:
-    """Write a multi-frame xyz file in ångström; an existing file is replaced in one step."""
+def xyz_text(frames: Frames, comments: Sequence[str] | None = None) -> str:
+    """What a multi-frame xyz file holds, in ångström."""
     symbols = [SYMBOLS[z] for z in frames.numbers]
     lines = []
     for i, frame in enumerate(np.asarray(frames.positions) * BOHR_IN_ANGSTROM):
@@ -96,14 +96,7 @@ def write_xyz(path: str | Path, frames: Frames, comments: Sequence[str] | None =
             f"{symbol:2s} {x:16.10f} {y:16.10f} {z:16.10f}"
             for symbol, (x, y, z) in zip(symbols, frame, strict=True)
         ]
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text("\n".join(lines) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+    return "\n".join(lines) + "\n"
 
 
 def _from_xyz(path, **spin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem import InputError
 from srdft.family import MoleculeFamily, Orbitals, PredictsOrbitals, map_geometries
 from srdft.model import OperatorMixture
 from srdft.operators import shell_of_ao
@@ -75,7 +77,12 @@ class GaussNewton(eqx.Module):
     block_weight: float = eqx.field(static=True, default=0.03)
 
     def init(self, model: OperatorMixture) -> NormalEquations:
-        """Nothing gathered."""
+        """Nothing gathered.
+
+        Raises:
+            InputError: Too many weights for the memory.
+        """
+        _check_memory(model)
         nstep, nspin, *of_weight = model.weights.shape
         n, dtype = math.prod(of_weight), model.weights.dtype
         return NormalEquations(
@@ -100,7 +107,11 @@ class GaussNewton(eqx.Module):
 
         Returns:
             The state, and how good the model was on the batch.
+
+        Raises:
+            InputError: Too many weights for the memory.
         """
+        _check_memory(model, family)
         memory = jnp.asarray(memory, state.count.dtype)
         state = jax.tree.map(lambda x: x * memory, state)
 
@@ -187,3 +198,33 @@ class GaussNewton(eqx.Module):
         change = jnp.stack(changes).reshape(model.weights.shape)
         new = model.weights + jnp.asarray(scale, weights.dtype) * change
         return eqx.tree_at(lambda model: model.weights, model, new)
+
+
+def _check_memory(model: OperatorMixture, family: MoleculeFamily | None = None) -> None:
+    """Refuse equations that do not fit: those gathered, those of one geometry, and their sum.
+
+    With a family also the rows of one geometry, as they are made and as they are stacked.
+    """
+    nstep, nspin, *of_weight = model.weights.shape
+    n, nao = math.prod(of_weight), 0 if family is None else family.method.basis.nao
+    numbers = nstep * nspin * (3 * n**2 + n * nao * (nao + 1))
+    needed, available = numbers * model.weights.dtype.itemsize, available_bytes()
+    if available is not None and needed > available:
+        raise InputError(
+            f"Gauss-Newton equations for {n} weights of each of {nstep} steps and {nspin} spins "
+            f"need about {needed} bytes ({needed / 2**30:.1f} GiB), and the memory has "
+            f"{available} ({available / 2**30:.1f} GiB). Take fewer weights (model.degree, "
+            "model.steps, model.features = 'constant', a smaller basis set) or "
+            "train.optimizer = 'adam', which needs no equations."
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory of the device that computes, all of it; None where that is not known."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no such thing on this system
+        return None

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from qchem import InputError
+from srdft import objective
 from srdft.family import MoleculeFamily
 from srdft.model import OperatorMixture
 from srdft.network import Gates
@@ -116,6 +118,27 @@ def test_no_step_without_equations_and_none_of_length_zero(model, training):
     moved = random_weights(model)
     assert_allclose(method.step(method.init(moved), moved).weights, moved.weights)
     assert_allclose(method.step(states[0], moved, 0.0).weights, moved.weights)
+
+
+def test_equations_that_do_not_fit_the_memory_are_refused(family, model, monkeypatch):
+    nstep, nspin, *of_weight = model.weights.shape
+    n, nao = int(np.prod(of_weight)), family.method.basis.nao
+    equations = 8 * nstep * nspin * 3 * n**2
+    rows = 8 * nstep * nspin * n * nao * (nao + 1)
+    method, state = GaussNewton(), GaussNewton().init(model)
+    assert 3 * state.matrix.nbytes == equations
+    monkeypatch.setattr(objective, "available_bytes", lambda: equations)
+    method.init(model)
+    refusal = f"{n} weights .* about {equations + rows} bytes .* has {equations} .* 'adam'"
+    with pytest.raises(InputError, match=refusal):
+        method.accumulate(state, family, model, h2(LENGTHS[:1]))
+    monkeypatch.setattr(objective, "available_bytes", lambda: equations - 1)
+    with pytest.raises(InputError, match=f"about {equations} bytes"):
+        method.init(model)
+
+
+def test_the_memory_of_the_device_is_known():
+    assert 2**28 < objective.available_bytes() < 2**50
 
 
 def test_the_gradient_of_the_mean_energy(family, model):

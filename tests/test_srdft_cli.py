@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qchem import BOHR_IN_ANGSTROM
-from qchem import cli as qchem_cli
-from srdft import checkpoint, cli
+from qchem.command import versions
+from srdft import checkpoint, cli, sampling
 from srdft.config import load_config
 from srdft.data import load_frames
 from srdft.experiment import model_of
@@ -188,7 +188,7 @@ def test_an_interrupted_training_has_a_code_of_its_own(trained, capsys, monkeypa
     assert code == 0 and "goes on after step 1" in err
 
 
-def test_wrong_input_has_code_2(trained, capsys, tmp_path):
+def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
     scan = write_xyz(tmp_path / "scan.xyz", [0.74])
     bohr = write_xyz(tmp_path / "bohr.xyz", [0.74 / BOHR_IN_ANGSTROM])
     (tmp_path / "he.xyz").write_text("1\n\nHe 0 0 0\n")
@@ -201,12 +201,14 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path):
         (("evaluate", trained / "run", "--data", tmp_path / "he.xyz"), "another molecule"),
         (("evaluate", trained / "run", "--data", scan, "--family", "x"), "choose one of h2"),
         (("sample", trained / "run", "--n", 0, "--out", tmp_path / "s.xyz"), "1 or more"),
+        (("sample", trained / "run", "--n", 4, "--out", scan / "s.xyz"), "cannot write"),
         (("plot", tmp_path), "srdft train writes"),
         (("train", wrong, "--out", tmp_path / "run"), "did you mean sampler.chains?"),
         (("train", trained / "h2.toml", "--out", tmp_path / "run", "--set", "x"), "section.key"),
         (("train", trained / "h2.toml", "--out", scan / "run"), "cannot write"),
         (("train",), "required"),
     ]
+    monkeypatch.setattr(sampling, "collect", lambda *_, **__: pytest.fail("began to sample"))
     for arguments, message in cases:
         code, out, err = run(capsys, *arguments)
         assert code == 2 and out == "" and message in err, err
@@ -223,4 +225,4 @@ def test_failures_have_code_1(trained, capsys, monkeypatch):
 
 def test_version(capsys):
     code, out, _ = run(capsys, "--version")
-    assert code == 0 and out.split()[1] == qchem_cli.versions()["srdft"]
+    assert code == 0 and out.split()[1] == versions()["srdft"]

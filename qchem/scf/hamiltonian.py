@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.dispersion import Dispersion
 from qchem.grids import Grid
 from qchem.integrals.moments import packed_moment, unpack
 from qchem.integrals.pairs import (
@@ -39,7 +40,8 @@ from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC, potential
 
-ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc")  # parts of the total
+# Parts of the total; the last one only where the functional has it.
+ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
 _CHUNK = {"cpu": 1024, "gpu": 16384}  # grid points: on a CPU what its caches hold
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
@@ -62,6 +64,7 @@ class Hamiltonian(eqx.Module):
     exchange_fraction: float = eqx.field(static=True)
     attenuated_jk: AbstractJK | None = None
     attenuated_fraction: float = eqx.field(static=True, default=0.0)
+    dispersion: Float[Array, ""] | None = None
 
     def energies(self, factor: Float[Array, "nspin nao nocc"]) -> dict[str, Float[Array, ""]]:
         """The parts of the total energy, hartree."""
@@ -117,6 +120,8 @@ class Hamiltonian(eqx.Module):
             "exchange": jnp.zeros_like(self.nuclear_repulsion),
             "xc": jnp.zeros_like(self.nuclear_repulsion),
         }
+        if self.dispersion is not None:
+            energies["dispersion"] = self.dispersion
         exchange = self.exchange(factor)
         if exchange is not None:
             energies["exchange"] = -0.5 * jnp.vdot(exchange, dm)
@@ -140,6 +145,7 @@ class Method(eqx.Module):
     field: Float[Array | np.ndarray, " 3"] | None
     pairs: tuple[PairRows, ...]
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
+    dispersion: Dispersion | None
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     stored_bytes: int = eqx.field(static=True)
@@ -155,6 +161,7 @@ class Method(eqx.Module):
         grid: Grid | None = None,
         nonlocal_grid: Grid | None = None,
         field: Float[Array | np.ndarray, " 3"] | None = None,
+        charge: int = 0,
         chunk: int | None = None,
         stored_bytes: int = STORED_BYTES,
     ) -> Method:
@@ -169,6 +176,7 @@ class Method(eqx.Module):
             nonlocal_grid: For VV10, where the functional has it; level 3 if left out.
             field: A uniform electric field, hartree/(e bohr): the energy gains minus its product
                 with the dipole moment about the origin of the coordinates.
+            charge: Of the molecule, for a dispersion correction that depends on it.
             chunk: Grid points held at once; by default what suits the device.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
@@ -177,6 +185,7 @@ class Method(eqx.Module):
             nonlocal_grid = None
         elif nonlocal_grid is None:
             nonlocal_grid = Grid.from_numbers(numbers, 3)
+        terms = functional.dispersion
         npacked = npair(npair(basis.nao))
         nstored = npacked * (2 if functional.omega else 1)
         exact = "exact" if 8 * nstored <= stored_bytes and npacked < 2**31 else "direct"
@@ -191,6 +200,7 @@ class Method(eqx.Module):
             field=field,
             pairs=plan_pairs(basis),
             screened=screened_charges(numbers),
+            dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
             chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]),
             stored_bytes=stored_bytes,
@@ -227,6 +237,7 @@ class Method(eqx.Module):
             exchange_fraction=fractions[0],
             attenuated_jk=jks[1],
             attenuated_fraction=fractions[1],
+            dispersion=self.dispersion.energy(positions) if self.dispersion else None,
         )
         return hamiltonian, guess
 
@@ -257,6 +268,8 @@ class Method(eqx.Module):
         if self.field is not None:
             field = unpack(self._field_potential(pairs, size)[None], self.basis.nao)[0]
             energy = energy + jnp.vdot(field, density)
+        if self.dispersion is not None:
+            energy = energy + self.dispersion.energy(positions)
         weights = self._exchange_weights(0.5 * dm.shape[0])
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)

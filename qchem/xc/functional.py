@@ -25,6 +25,7 @@ class Functional(eqx.Module):
         omega: Of that interaction, bohr⁻¹: erf(omega r)/r if positive, erfc(|omega| r)/r if
             negative.
         nonlocal_correlation: Weight, b and C of each VV10 term.
+        dispersion: "d3bj" or "d4", and the name of its parameters; None without.
     """
 
     name: str = eqx.field(static=True)
@@ -35,6 +36,7 @@ class Functional(eqx.Module):
     nonlocal_correlation: tuple[tuple[float, float, float], ...] = eqx.field(
         static=True, default=()
     )
+    dispersion: tuple[str, str] | None = eqx.field(static=True, default=None)
 
     @classmethod
     def from_name(cls, name: str) -> "Functional":
@@ -45,7 +47,7 @@ class Functional(eqx.Module):
                 ("b88,lyp"), sums of either with factors ("0.5*hf + 0.5*b88, lyp"), libxc's
                 identifiers or their numbers ("hyb_gga_xc_b3lyp", "402"). Exact exchange is "hf",
                 of long range "lr_hf(omega)", of short range "sr_hf(omega)"; nonlocal correlation
-                is "vv10(b; C)".
+                is "vv10(b; C)"; a dispersion correction is added by "-d3bj" or "-d4" at the end.
 
         Raises:
             FunctionalNotFoundError: if a name is not known.

@@ -77,6 +77,11 @@ class LearnedFunctional(eqx.Module):
         """As in `Functional`."""
         return self.base.nonlocal_correlation
 
+    @property
+    def dispersion(self) -> tuple[str, str] | None:
+        """As in `Functional`."""
+        return self.base.dispersion
+
     def energy_density(
         self,
         rho: Float[Array, "nspin npoint"],

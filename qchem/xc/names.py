@@ -51,6 +51,10 @@ _CORRELATION = {
     "vwn3": "lda_c_vwn_rpa",
     "vwnrpa": "lda_c_vwn_rpa",
 }
+# Functionals whose dispersion correction takes the place of the VV10 of another.
+INSTEAD_OF_VV10 = {"wb97x": "wb97x-v", "wb97m": "wb97m-v"}
+_SPELLED_BY_DAMPING = {"bhandhlyp": "bhlyp"}  # in the packages that have the parameters
+_DISPERSION = re.compile(r"(.*\S)\s*[-_](d3bj|d4)\s*", re.DOTALL)
 _FAMILIES = ("lda", "gga", "mgga", "hyb_lda", "hyb_gga", "hyb_mgga")
 _NARGUMENT = {"sr_hf": 1, "lr_hf": 1, "vv10": 2, "rsh": 3}
 _EXPLAINED = {
@@ -74,14 +78,34 @@ class FunctionalTerms(NamedTuple):
     attenuated_fraction: float
     omega: float
     nonlocal_correlation: tuple[tuple[float, float, float], ...]
+    dispersion: tuple[str, str] | None = None
 
 
 def parse(name: str) -> FunctionalTerms:
-    """The terms of a name or an expression.
+    """The terms of a name or an expression, with a dispersion correction where it ends in one.
 
     Raises:
         FunctionalNotFoundError: if a name in it is not known, or the expression is not one.
     """
+    corrected = _DISPERSION.fullmatch(name.lower())
+    if corrected is None:
+        return _parse(name)
+    base, model = corrected.groups()
+    dispersion = model, damping_name(base)
+    if _squash(base) in INSTEAD_OF_VV10:
+        whole = _parse(INSTEAD_OF_VV10[_squash(base)])
+        return whole._replace(nonlocal_correlation=(), dispersion=dispersion)
+    return _parse(base)._replace(dispersion=dispersion)
+
+
+def damping_name(name: str) -> str:
+    """A functional as the packages of dispersion corrections spell it."""
+    found = _find(name.lower().strip(), "") or name
+    plain = _squash(re.sub(r"^(hyb_)?(lda|gga|mgga)_xc_", "", found))
+    return _SPELLED_BY_DAMPING.get(plain, plain)
+
+
+def _parse(name: str) -> FunctionalTerms:
     weights = _expand(name)
     full = weights.pop(("hf",), 0.0)
     ranges = {key: weights.pop(key) for key in list(weights) if key[0] in ("sr_hf", "lr_hf")}
@@ -223,5 +247,5 @@ def _not_found(term: str, name: str) -> FunctionalNotFoundError:
         + (f" (part {term!r})" if term != name.lower() else "")
         + (f"; nearest: {', '.join(near)}" if near else "")
         + f". Whole functionals: {', '.join(FUNCTIONALS)}; components, summed with factors: "
-        + f"{', '.join(COMPONENTS)}."
+        + f"{', '.join(COMPONENTS)}. A dispersion correction is -d3bj or -d4 at the end."
     )

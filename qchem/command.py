@@ -1,0 +1,142 @@
+"""What the commands share: exit codes, JAX's settings, output files, JSON, versions."""
+
+import math
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qchem.errors import InputError
+
+INTERRUPTED = 130
+PACKAGES = ("srdft", "jax", "jaxlib", "equinox", "numpy", "scipy", "basis-set-exchange")
+OPTIONAL_PACKAGES = ("dftd3", "dftd4")  # named where they are installed
+_MISSING = "not installed"
+
+
+def exit_code(command: Callable[[], int], *, debug: bool, failure: str) -> int:
+    """Run a command and return its exit code, with a line for people where it has failed.
+
+    Args:
+        command: Returns 0, or 1 for a calculation that failed. What it raises is printed: wrong
+            input is 2, an interrupt 130, anything else 1.
+        debug: Print the traceback too.
+        failure: What a line about anything else begins with.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, InputError):
+            say(str(error))
+            return 2
+        lines = str(error).strip().splitlines() or ["no message"]
+        hint = "" if debug else " (--debug shows where)"
+        say(f"{failure}: {type(error).__name__}: {lines[0]}{hint}")
+        return 1
+
+
+def configure_jax() -> None:
+    """Use 64-bit numbers, and keep compiled programs in the user's cache directory.
+
+    JAX_COMPILATION_CACHE_DIR, where set, is left to say where; a directory that cannot be written
+    means no cache.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srdft", "jax")
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return
+    if os.access(directory, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+@contextmanager
+def output_file(path: Path, source: Path | None = None) -> Iterator[Callable[[str], None]]:
+    """A function that puts text into the file of `--out` in one step.
+
+    A file beside it is opened at once, so that a place that cannot be written shows before the
+    calculation starts; it takes the place of the named file only when it is complete.
+
+    Args:
+        path: The file to write.
+        source: The geometry that is read, which must not be overwritten.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        if source is not None and target == source.resolve():
+            raise InputError(f"--out would overwrite the geometry {str(source)!r}.")
+        if target.exists() and not target.is_file():
+            raise InputError(f"cannot write {str(path)!r}: it is not a regular file.")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise InputError(f"cannot write {str(path)!r}: the file is read-only.")
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+
+    def write(text: str) -> None:
+        temporary.write_text(text)
+        temporary.replace(target)
+
+    try:
+        yield write
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def jsonable(value: Any) -> Any:
+    """The value in JSON's types; arrays become lists, and what is not finite becomes null."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return jsonable(np.asarray(value).tolist())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {name: version(name) for name in PACKAGES}
+    optional = {name: version(name) for name in OPTIONAL_PACKAGES}
+    found |= {name: known for name, known in optional.items() if known != _MISSING}
+    return {"python": platform.python_version(), **found}
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return _MISSING
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
