@@ -24,7 +24,7 @@ from srdft.replay import ReplayBuffer, sampled_rows
 from srdft.sampler import ChainInfo, ChainState, Sampler
 
 TURN, DRAW = 0, 1  # streams of random numbers
-SMOOTHING = 0.9  # what the past counts in the smoothed error estimate
+SMOOTHING = 0.8  # what the past counts in the smoothed error estimate
 
 
 class Samples(eqx.Module):
@@ -240,8 +240,11 @@ class Trainer:
 
 
 def smoothed(error: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:
-    """Running mean that forgets; a first value, or one after a failure, starts it anew."""
-    mean = SMOOTHING * error + (1 - SMOOTHING) * new
+    """Running geometric mean that forgets: errors fall by orders of magnitude, and an arithmetic
+    mean would be that of the first ones. A first value, or one after a failure, starts it anew."""
+    floor = jnp.finfo(new.dtype).tiny
+    log = [jnp.log(jnp.maximum(x, floor)) for x in (error, new)]
+    mean = jnp.exp(SMOOTHING * log[0] + (1 - SMOOTHING) * log[1])
     return jnp.where(jnp.isfinite(error), mean, new)
 
 
