@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a calculation that failed; 2 wrong input; 130 interrupted 
 first). Results that programs read go to stdout, text for people to stderr.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -181,22 +182,27 @@ def _train(options: Train) -> int:
 
 def _start(options: Train) -> None:
     configure_jax()
-    import jax
-
     if options.coordinator is None:
         if options.processes != 1:
             raise InputError("several processes need --coordinator HOST:PORT.")
-        # One geometry keeps few cores busy; several at once keep all.
-        jax.config.update("jax_num_cpu_devices", _cores())
+        _use_cores()
         return
+    import jax
+
     jax.distributed.initialize(options.coordinator, options.processes, options.process)
 
 
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _use_cores() -> None:
+    """Make each core a device: one geometry keeps few cores busy, several at once keep all.
+
+    Too late, and left alone, where JAX is at work already.
+    """
+    import jax
+
+    allowed = hasattr(os, "sched_getaffinity")
+    number = len(os.sched_getaffinity(0)) if allowed else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", number)
 
 
 def _prepare_directory(run: Path, config: Any) -> None:
@@ -211,6 +217,7 @@ def _prepare_directory(run: Path, config: Any) -> None:
 
 def _sample(options: Sample) -> int:
     configure_jax()
+    _use_cores()
     from srdft.data import Frames, xyz_text
     from srdft.experiment import model_of
     from srdft.progress import bar

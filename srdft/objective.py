@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -17,6 +18,8 @@ from srdft.family import MoleculeFamily, Orbitals, PredictsOrbitals, map_geometr
 from srdft.model import OperatorMixture
 from srdft.operators import shell_of_ao
 from srdft.orbitals import SMALLEST_GAP
+
+_COMBINATIONS = 256  # of the blocks that the energy does not see, if they are larger
 
 Batch = tuple[MoleculeFamily, Float[Array, "n natom 3"]]
 
@@ -161,15 +164,17 @@ class GaussNewton(eqx.Module):
         ao_class = jnp.asarray(model.classes.index(family)[ao[:, None], ao[None, :]])
         of_ao = jnp.moveaxis(features, -1, 0)[:, ao[:, None], ao[None, :]]
         products = operators[:, None] * of_ao[None]
+        shorten = partial(_shortened, np.flatnonzero((i < nocc) & (j >= nocc)))
 
         def of_class(number):
             blocks = products * (ao_class == number).astype(c.dtype)[None, None]
             half = jnp.einsum("kfab,bq->kfaq", blocks, c, precision="highest")
             moved = jnp.einsum("kfaq,ap->kfpq", half, c, precision="highest")
-            return moved[:, :, i, j] * scale[None, None]
+            return shorten(moved[:, :, i, j] * scale[None, None])
 
         rows = jax.lax.map(of_class, jnp.arange(model.classes.size, dtype=jnp.int32))
-        return rows.reshape(-1, scale.size), (c.T @ missing @ c)[i, j] * scale
+        wanted = shorten((c.T @ missing @ c)[i, j] * scale)
+        return rows.reshape(-1, wanted.size), wanted
 
     def _row_scale(self, e, nocc):
         """Weight of each element of F among semicanonical orbitals, in its upper triangle."""
@@ -198,6 +203,19 @@ class GaussNewton(eqx.Module):
         change = jnp.stack(changes).reshape(model.weights.shape)
         new = model.weights + jnp.asarray(scale, weights.dtype) * change
         return eqx.tree_at(lambda model: model.weights, model, new)
+
+
+def _shortened(kept: np.ndarray, x: Float[Array, "*rows size"]) -> Float[Array, "*rows few"]:
+    """The kept elements, and the others as they are if few, else in random combinations.
+
+    Scalar products stay the same on average, and the others have small weights.
+    """
+    others = np.setdiff1d(np.arange(x.shape[-1]), kept)
+    rest = x[..., others]
+    if others.size > _COMBINATIONS:
+        signs = jax.random.rademacher(jax.random.key(0), (others.size, _COMBINATIONS), x.dtype)
+        rest = jnp.dot(rest, signs / _COMBINATIONS**0.5, precision="highest")
+    return jnp.concatenate([x[..., kept], rest], axis=-1)
 
 
 def _check_memory(model: OperatorMixture, family: MoleculeFamily | None = None) -> None:

@@ -158,3 +158,16 @@ def test_the_gradient_of_the_mean_energy(family, model):
     measured = oracle.slope(values, STEP)
     assert abs(measured) > 1e-2
     assert_allclose(jnp.vdot(measure(model.weights)[1], direction), measured, rtol=1e-7)
+
+
+def test_random_combinations_keep_scalar_products_on_average():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(400, 3000))
+    kept = np.arange(0, 3000, 10)
+    short = objective._shortened(kept, jnp.asarray(x))
+    assert short.shape == (400, kept.size + objective._COMBINATIONS)
+    assert_allclose(short[:, : kept.size], x[:, kept], rtol=0, atol=0)
+    lengths = np.sum(np.asarray(short) ** 2, axis=1) / np.sum(x**2, axis=1)
+    assert_allclose(lengths.mean(), 1, rtol=0, atol=0.02)
+    few = objective._shortened(kept[:10], jnp.asarray(x[:, :200]))
+    assert_allclose(np.sum(np.asarray(few) ** 2, axis=1), np.sum(x[:, :200] ** 2, axis=1))
