@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -55,10 +56,11 @@ def collect(
     seed: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> Collected:
-    """n geometries from fresh chains, which start where those of the training stand.
+    """n geometries from chains that start where those of the training stand.
 
-    The warm-up adapts the step size and serves as burn-in; then each chain gives a geometry after
-    every `sampler.steps` transitions.
+    At the training's temperature, if the warm-up of its chains is over, they need no other; else it
+    adapts the step size and serves as burn-in. Then each chain gives a geometry after every
+    `sampler.steps` transitions.
 
     Args:
         experiment: From a checkpoint.
@@ -74,6 +76,9 @@ def collect(
     sampler = build_sampler(experiment.config, family, temperature=temperature)
     known = state.samples[index].chains
     step_size = float(known.step_size[0])
+    same = temperature is None or temperature == settings.temperature
+    if same and int(known.steps) >= settings.warmup:
+        sampler = dataclasses.replace(sampler, warmup=0)
     chains = sampler.init(model, known.positions, step_size)
     steps = settings.steps
 
@@ -82,7 +87,7 @@ def collect(
         return sampler.sample(model, chains, steps, key=key, refresh=refresh)
 
     keys = jax.random.split(jax.random.key(seed), 2)
-    for i in range(max(1, -(-settings.warmup // steps))):
+    for i in range(max(1, -(-sampler.warmup // steps))):
         chains, _ = turn(model, chains, jax.random.fold_in(keys[0], i), jnp.asarray(i == 0))
     positions, energies, infos = [], [], []
     while len(positions) * sampler.at_temperature(chains.energy).shape[0] < n:

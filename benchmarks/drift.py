@@ -1,0 +1,113 @@
+"""Does a cheaper drift pay: the gradient at held orbitals, in place of the total derivative?
+
+A model of constants is trained by Gauss-Newton, a little or well; then MALA chains sample its
+energy with either drift. The accept step is exact, so both sample the same distribution; what
+counts is effective samples of the energy per second. Times are those of compiled programs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.measure import configure_jax, device
+from benchmarks.models import errors, gauss_newton
+from benchmarks.molecules import Name, geometries, molecule
+from benchmarks.report import Report
+from srdft.diagnostics import diagnose
+from srdft.family import MoleculeFamily, map_geometries
+from srdft.kernels import kernel_from_name
+from srdft.model import OperatorMixture
+from srdft.potential import HeldDrift, TotalDrift
+from srdft.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to sample, and for how long."""
+
+    molecule: Name = "water"
+    basis: str = "def2-svp"
+    xc: str = "b3lyp"
+    grid: int = 0
+    passes: tuple[int, ...] = (1, 10)
+    """Of the training: how good the models are."""
+    train: int = 16
+    """Geometries to train on."""
+    chains: int = 4
+    warmup: int = 60
+    """Transitions."""
+    transitions: int = 100
+    """After the warm-up."""
+    temperature: float = 500.0
+    """Kelvin."""
+    out: Path | None = None
+    """Append to this file instead of results/drift.json."""
+
+
+def sample(sampler: Sampler, model: Any, positions, options: Options) -> dict[str, float]:
+    """Acceptance, seconds per transition of a chain, effective samples of the energy."""
+
+    @eqx.filter_jit
+    def turn(model, chains, key, refresh):
+        return sampler.sample(model, chains, 1, key=key, refresh=refresh)
+
+    keys = jax.random.split(jax.random.key(0), options.warmup + options.transitions)
+    chains = sampler.init(model, positions, 1e-3)
+    energies, accepted = [], []
+    for n, key in enumerate(keys):
+        if n == options.warmup:
+            start = perf_counter()
+        chains, info = jax.block_until_ready(turn(model, chains, key, jnp.asarray(n == 0)))
+        if n >= options.warmup:
+            energies.append(np.asarray(chains.energy))
+            accepted.append(float(np.mean(info.acceptance)))
+    seconds = perf_counter() - start
+    effective, r_hat = diagnose(np.stack(energies, axis=1))
+    return {
+        "acceptance": float(np.mean(accepted)),
+        "step_size": float(chains.step_size[0]),
+        "transition_s": seconds / (options.transitions * options.chains),
+        "effective_samples": effective,
+        "r_hat": r_hat,
+        "effective_per_s": effective / seconds,
+    }
+
+
+def main(options: Options) -> None:
+    """Train, sample, and report a row for each model and drift."""
+    configure_jax()
+    print(f"device: {device()}")
+    report = Report("drift", options.out)
+    numbers = molecule(options.molecule).numbers
+    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
+    positions = jnp.asarray(geometries(options.molecule, options.train))
+    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
+    reference = solve(positions).require_converged().energy
+    drifts = {"total": TotalDrift(family.energy_fn), "held": HeldDrift(family)}
+    for passes in options.passes:
+        start = OperatorMixture.build([family], steps=2)
+        model, *_ = gauss_newton(start, family, positions, passes, 0.5)
+        error, _ = errors(model, family, positions, reference)
+        for name, potential in drifts.items():
+            sampler = Sampler(
+                potential=potential,
+                kernel=kernel_from_name("mala"),
+                numbers=family.numbers,
+                temperatures=(options.temperature,),
+                warmup=options.warmup,
+            )
+            about = {"molecule": options.molecule, "grid": options.grid, "passes": passes}
+            about |= {"mean_error": float(error.mean()), "drift": name}
+            chosen = positions[: options.chains]
+            report.row(**about, **sample(sampler, model, chosen, options))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
