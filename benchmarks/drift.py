@@ -17,11 +17,9 @@ import numpy as np
 import tyro
 
 from benchmarks.measure import configure_jax, device
-from benchmarks.models import errors, gauss_newton
-from benchmarks.molecules import Name, geometries, molecule
+from benchmarks.models import Problem, errors, gauss_newton
 from benchmarks.report import Report
 from srdft.diagnostics import diagnose
-from srdft.family import MoleculeFamily, map_geometries
 from srdft.kernels import kernel_from_name
 from srdft.model import OperatorMixture
 from srdft.potential import HeldDrift, TotalDrift
@@ -29,17 +27,11 @@ from srdft.sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Problem):
     """What to sample, and for how long."""
 
-    molecule: Name = "water"
-    basis: str = "def2-svp"
-    xc: str = "b3lyp"
-    grid: int = 0
     passes: tuple[int, ...] = (1, 10)
     """Of the training: how good the models are."""
-    train: int = 16
-    """Geometries to train on."""
     chains: int = 4
     warmup: int = 60
     """Transitions."""
@@ -85,16 +77,12 @@ def main(options: Options) -> None:
     configure_jax()
     print(f"device: {device()}")
     report = Report("drift", options.out)
-    numbers = molecule(options.molecule).numbers
-    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
-    positions = jnp.asarray(geometries(options.molecule, options.train))
-    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
-    reference = solve(positions).require_converged().energy
+    family, train, test, reference = options.prepare()
     drifts = {"total": TotalDrift(family.energy_fn), "held": HeldDrift(family)}
     for passes in options.passes:
         start = OperatorMixture.build([family], steps=2)
-        model, *_ = gauss_newton(start, family, positions, passes, 0.5)
-        error, _ = errors(model, family, positions, reference)
+        model, *_ = gauss_newton(start, family, train, passes, options.scale)
+        error, _ = errors(model, family, test, reference)
         for name, potential in drifts.items():
             sampler = Sampler(
                 potential=potential,
@@ -105,8 +93,7 @@ def main(options: Options) -> None:
             )
             about = {"molecule": options.molecule, "grid": options.grid, "passes": passes}
             about |= {"mean_error": float(error.mean()), "drift": name}
-            chosen = positions[: options.chains]
-            report.row(**about, **sample(sampler, model, chosen, options))
+            report.row(**about, **sample(sampler, model, train[: options.chains], options))
 
 
 if __name__ == "__main__":

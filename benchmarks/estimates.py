@@ -9,41 +9,26 @@ spread, and the correlation of their ranks among the geometries.
 from dataclasses import dataclass
 from pathlib import Path
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from scipy.stats import spearmanr
 
 from benchmarks.measure import configure_jax, device
-from benchmarks.models import errors
-from benchmarks.molecules import Name, geometries, molecule
+from benchmarks.models import Problem, errors, gauss_newton
 from benchmarks.report import Report
-from srdft.family import MoleculeFamily, map_geometries
 from srdft.model import OperatorMixture
-from srdft.objective import GaussNewton
 
 QUOTIENTS = (5, 50, 95)  # percentiles
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Problem):
     """What to train, and for how long."""
 
-    molecule: Name = "water"
-    basis: str = "def2-svp"
-    xc: str = "b3lyp"
-    grid: int = 1
     steps: int = 2
     """Learned steps of the model."""
-    train: int = 16
-    """Geometries to train on."""
-    test: int = 32
-    """Held-out geometries."""
     passes: int = 10
     """Over the training geometries; a row for each, and one before the first."""
-    scale: float = 0.5
-    """Part of each Gauss-Newton step that is gone."""
     out: Path | None = None
     """Append to this file instead of results/estimates.json."""
 
@@ -66,18 +51,11 @@ def main(options: Options) -> None:
     configure_jax()
     print(f"device: {device()}")
     report = Report("estimates", options.out)
-    numbers = molecule(options.molecule).numbers
-    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
-    positions = jnp.asarray(geometries(options.molecule, options.train + options.test))
-    train, test = positions[: options.train], positions[options.train :]
-    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
-    reference = solve(test).require_converged().energy
+    family, train, test, reference = options.prepare()
     model = OperatorMixture.build([family], steps=options.steps)
-    method = GaussNewton()
     for done in range(options.passes + 1):
         if done:
-            state, _ = method.accumulate(method.init(model), family, model, train)
-            model = method.step(state, model, options.scale)
+            model, *_ = gauss_newton(model, family, train, 1, options.scale)
         about = {"molecule": options.molecule, "grid": options.grid, "passes": done}
         report.row(**about, **row(*errors(model, family, test, reference)))
 

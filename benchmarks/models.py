@@ -11,7 +11,7 @@ them, as first-order training from scratch would be ("adam").
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,24 +35,48 @@ PRINTED = (
 ).split()
 
 
+class Data(NamedTuple):
+    """A family with geometries, bohr, and the converged energies of the held-out ones, hartree."""
+
+    family: MoleculeFamily
+    train: jax.Array
+    test: jax.Array
+    reference: jax.Array
+
+
 @dataclass(frozen=True)
-class Options:
-    """Which models to compare."""
+class Problem:
+    """What models learn."""
 
     molecule: Name = "water"
     basis: str = "def2-svp"
     xc: str = "b3lyp"
     grid: int = 1
-    kinds: tuple[Kind, ...] = ("constants", "gates", "network", "adam")
-    steps: tuple[int, ...] = (1, 2)
     train: int = 24
     """Geometries to train on."""
     test: int = 16
     """Held-out geometries."""
-    passes: int = 12
-    """Of Gauss-Newton over the training geometries."""
     scale: float = 0.5
     """Part of each Gauss-Newton step that is gone."""
+
+    def prepare(self) -> Data:
+        """Family, geometries near the structure, and references."""
+        numbers = molecule(self.molecule).numbers
+        family = MoleculeFamily.build(numbers, self.basis, self.xc, grid=self.grid)
+        positions = jnp.asarray(geometries(self.molecule, self.train + self.test))
+        train, test = positions[: self.train], positions[self.train :]
+        solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
+        return Data(family, train, test, solve(test).require_converged().energy)
+
+
+@dataclass(frozen=True)
+class Options(Problem):
+    """Which models to compare."""
+
+    kinds: tuple[Kind, ...] = ("constants", "gates", "network", "adam")
+    steps: tuple[int, ...] = (1, 2)
+    passes: int = 12
+    """Of Gauss-Newton over the training geometries."""
     degree: int = 2
     """Of the gates' polynomials."""
     width: int = 32
@@ -164,15 +188,10 @@ def main(options: Options) -> None:
     configure_jax()
     print(f"device: {device()}")
     report = Report("models", options.out, tuple(PRINTED))
-    numbers = molecule(options.molecule).numbers
-    family = MoleculeFamily.build(numbers, options.basis, options.xc, grid=options.grid)
-    positions = jnp.asarray(geometries(options.molecule, options.train + options.test))
-    train, test = positions[: options.train], positions[options.train :]
-    solve = eqx.filter_jit(lambda r: map_geometries(family.solve, r))
-    reference = solve(test).require_converged().energy
+    data = options.prepare()
     for steps in options.steps:
         for kind in options.kinds:
-            report.row(**run(kind, steps, family, train, test, reference, options))
+            report.row(**run(kind, steps, *data, options))
 
 
 if __name__ == "__main__":

@@ -76,10 +76,13 @@ def collect(
     sampler = build_sampler(experiment.config, family, temperature=temperature)
     known = state.samples[index].chains
     step_size = float(known.step_size[0])
-    same = temperature is None or temperature == settings.temperature
-    if same and int(known.steps) >= settings.warmup:
+    same = sampler.temperatures == (settings.temperature, *settings.ladder)
+    ready = same and int(known.steps) >= settings.warmup
+    if ready:
         sampler = dataclasses.replace(sampler, warmup=0)
     chains = sampler.init(model, known.positions, step_size)
+    if ready:  # each rung has found its own
+        chains = eqx.tree_at(lambda c: c.step_size, chains, known.step_size)
     steps = settings.steps
 
     @eqx.filter_jit

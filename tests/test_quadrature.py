@@ -203,7 +203,7 @@ def test_potential_in_reverse_mode(small):
     @jax.jit
     def projected(positions, dm):
         xc = GridXC(functional, basis, grid, positions, chunk=64)
-        return jnp.vdot(weight, quadrature.potential((xc, dm)))
+        return jnp.vdot(weight, quadrature.xc_potential((xc, dm)))
 
     expected = jax.jit(jax.grad(lambda dm: GridXC(functional, basis, grid, POSITIONS).energy(dm)))(
         dm

@@ -134,6 +134,16 @@ def test_samples_follow_the_boltzmann_distribution_of_the_curve(trained, capsys)
     assert 0.6 < lengths.std() / spread < 1.5
 
 
+def test_samples_go_on_from_chains_that_are_warmed_up(trained):
+    experiment, model = model_of(trained / "run" / checkpoint.LATEST)
+    known = experiment.state.samples[0].chains
+    assert int(known.steps) >= experiment.config.sampler.warmup
+    found = sampling.collect(experiment, 0, model, 8, seed=1)
+    assert found.step_size == float(known.step_size[0])
+    other = sampling.collect(experiment, 0, model, 8, seed=1, temperature=4000.0)
+    assert other.step_size != found.step_size
+
+
 def test_plots_are_drawn(trained, capsys):
     pytest.importorskip("matplotlib")
     reference = write_xyz(trained / "reference.xyz", np.linspace(0.65, 0.9, 12))

@@ -20,6 +20,7 @@ from srdft.checkpoint import CheckpointError
 from srdft.optimizers import Judgement
 from srdft.schedules import Asynchronous, Interleaved, SamplerError
 from srdft.session import Session, read_metrics
+from srdft.trainer import smoothed
 from tests.toys import DIATOMIC, TRIATOMIC, toy_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -268,3 +269,13 @@ def test_a_training_needs_geometries():
     trainer, state = toy_trainer()
     with pytest.raises(InputError, match="at least one geometry"):
         trainer.init(state.model, [np.zeros((0, 2, 3))], nchain=4, buffer_size=4, step_size=1e-3)
+
+
+def test_smoothed_errors_follow_orders_of_magnitude():
+    error = jnp.asarray(jnp.nan)
+    for n in range(30):
+        new = jnp.asarray(1e-2 * 0.5**n)
+        error = smoothed(error, new)
+    assert 1 < error / new < 2**5
+    assert smoothed(jnp.asarray(jnp.inf), new) == new
+    assert jnp.isfinite(smoothed(error, jnp.asarray(0.0)))

@@ -23,8 +23,7 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import potential as charge_potential
-from qchem.integrals.two_electron import potential_energy
+from qchem.integrals.two_electron import potential, potential_energy
 from qchem.jk import (
     AbstractJK,
     DensityFittedJK,
@@ -38,12 +37,12 @@ from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
-from qchem.xc.quadrature import GridXC, potential
+from qchem.xc.quadrature import GridXC, xc_potential
 
 # Parts of the total; the last one only where the functional has it.
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
-_CHUNK = {"cpu": 1024, "gpu": 16384}  # grid points: on a CPU what its caches hold
+_CHUNK = {"cpu": 1024, "other": 4096}  # grid points: on a CPU what its caches hold
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
 
 
@@ -98,7 +97,7 @@ class Hamiltonian(eqx.Module):
     def fock(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
         """The Fock matrix of `energy_and_fock`, to be differentiated in reverse mode alone."""
         _, fock = self._without_xc(factor)
-        return fock if self.xc is None else fock + potential((self.xc, density_matrix(factor)))
+        return fock if self.xc is None else fock + xc_potential((self.xc, density_matrix(factor)))
 
     def exchange(
         self, factor: Float[Array, "nspin nao nocc"]
@@ -202,7 +201,7 @@ class Method(eqx.Module):
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
-            chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["gpu"]),
+            chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["other"]),
             stored_bytes=stored_bytes,
         )
 
@@ -218,9 +217,9 @@ class Method(eqx.Module):
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        attraction = charge_potential(pairs, self._nuclei(positions), size)
+        attraction = potential(pairs, self._nuclei(positions), size)
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
-        screened = charge_potential(pairs, charge_distribution(-charges, widths, positions), size)
+        screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
         jks, fractions = self._builders(positions, pairs, reverse)
         hcore = kinetic + attraction
         if self.field is not None:

@@ -131,23 +131,23 @@ class GridXC(eqx.Module):
 
 
 @eqx.filter_custom_vjp
-def potential(xc_and_dm):
+def xc_potential(xc_and_dm):
     """dE/d(dm) of an integrator and a density matrix, for reverse mode alone.
 
-    Its derivative is that of the energy's change along the cotangent: for the grid as cheap as a
-    gradient of the energy, where reverse mode through the gradient of the energy takes thrice that.
+    Its derivative is the gradient of the energy's change along the cotangent, which costs about as
+    much as a gradient of the energy; reverse mode through that gradient costs several times more.
     """
     xc, dm = xc_and_dm
     return jax.grad(xc.energy)(dm)
 
 
-@potential.def_fwd
-def _potential_fwd(perturbed, xc_and_dm):
-    return potential(xc_and_dm), None
+@xc_potential.def_fwd
+def _xc_potential_fwd(perturbed, xc_and_dm):
+    return xc_potential(xc_and_dm), None
 
 
-@potential.def_bwd
-def _potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
+@xc_potential.def_bwd
+def _xc_potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
     moving, fixed = eqx.partition(xc_and_dm, perturbed)
 
     def change(moving):
