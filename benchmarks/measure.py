@@ -39,10 +39,16 @@ def configure_jax() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
-def measure(function: Callable, *args: Any, repeats: int = 5) -> tuple[Any, Measurement]:
+def measure(
+    function: Callable,
+    *args: Any,
+    repeats: int = 5,
+    compiler_options: dict[str, Any] | None = None,
+) -> tuple[Any, Measurement]:
     """Value and cost of a traceable function: compiled, called once to warm up, then repeated."""
     start = perf_counter()
-    compiled = eqx.filter_jit(lambda *args: function(*args)).lower(*args).compile()
+    jitted = eqx.filter_jit(lambda *args: function(*args), compiler_options=compiler_options)
+    compiled = jitted.lower(*args).compile()
     compile_s = perf_counter() - start
     value = jax.block_until_ready(compiled(*args))
     seconds = [stopwatch(compiled, *args)[1] for _ in range(repeats)]

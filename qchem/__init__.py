@@ -2,6 +2,7 @@
 
 from qchem.basis.layout import Basis
 from qchem.calculation import energy, energy_fn
+from qchem.compilation import program
 from qchem.energy_function import EnergyFunction, Relaxed
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
@@ -47,5 +48,6 @@ __all__ = [
     "gradient",
     "load_functional",
     "moments",
+    "program",
     "solve",
 ]

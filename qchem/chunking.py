@@ -1,89 +1,120 @@
-"""Sums over chunks whose derivatives need no more memory than one chunk."""
+"""Sums over chunks and tiles whose derivatives need no more memory than one of them."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 def chunked_sum(
     f: Callable[[PyTree, PyTree], Float[Array, ""]], params: PyTree, xs: PyTree
 ) -> Float[Array, ""]:
-    """Sum of f(params, x) over the leading axis of `xs`, one x at a time.
+    """Sum of f(params, x) over the leading axis of `xs`, one x at a time; see `tiled_sum`."""
+    nchunk = len(jax.tree.leaves(xs)[0])
+    tiles = np.arange(nchunk), np.zeros(nchunk, int)
+    return tiled_sum(lambda params, x, _: f(params, x), params, xs, (), tiles)
 
-    Plain reverse mode through a loop keeps every chunk's intermediates. Here the derivative rule
-    runs one loop over value and gradient together and keeps only the sum of the gradients, so
-    that forward mode, reverse mode and forward over reverse all hold one chunk at a time. Only
+
+def tiled_sum(
+    f: Callable[[PyTree, PyTree, PyTree], Float[Array, ""]],
+    params: PyTree,
+    rows: PyTree,
+    columns: PyTree,
+    tiles: tuple[Int[np.ndarray, " ntile"], Int[np.ndarray, " ntile"]],
+    wanted: Callable[[PyTree, PyTree], Bool[Array, ""]] | None = None,
+) -> Float[Array, ""]:
+    """Sum of f(params, rows[i], columns[j]) over tiles (i, j), one at a time.
+
+    Plain reverse mode through a loop keeps every tile's intermediates. Here the derivative rule
+    runs one loop over value and gradient together and keeps only the sums of the gradients, so
+    that forward mode, reverse mode and forward over reverse all hold one tile at a time. Only
     what is perturbed is differentiated.
 
     Args:
-        f: Scalar function of the parameters and of one chunk. Traced values that it needs must
-            come through `params` or `xs`, never by closure. Its dtype is that of their floats.
-        params: What all chunks share; leaves that are not floating point are passed through.
-        xs: The chunks, stacked along the leading axis of each leaf.
+        f: Scalar function. Traced values that it needs must come through its arguments, never by
+            closure. Its dtype is that of their floats.
+        params: What all tiles share; leaves that are not floating point are passed through.
+        rows, columns: Stacked along the leading axis of each leaf.
+        tiles: The indices i and j.
+        wanted: Whether the tile of a row and a column counts; all do if not given.
 
     Returns:
-        The sum, in the order of `xs`.
+        The sum, in the order of `tiles`.
     """
-    params, xs = jax.tree.map(jnp.asarray, (params, xs))
-    shared, params_tree = jax.tree.flatten(params)
-    scanned, xs_tree = jax.tree.flatten(xs)
-    nshared = len(shared)
+    arguments = jax.tree.map(jnp.asarray, (params, rows, columns))
+    leaves, tree = jax.tree.flatten(arguments)
+    ends = np.cumsum([len(jax.tree.leaves(part)) for part in arguments])
+    group = np.searchsorted(ends, np.arange(len(leaves)), side="right")  # of each leaf
+    tiles = tuple(np.asarray(index, np.int32) for index in tiles)
+    dtype = next(x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+    zero = np.zeros((), dtype)  # no traced value: the rule would close over it
 
-    def term(shared, scanned):
-        return f(jax.tree.unflatten(params_tree, shared), jax.tree.unflatten(xs_tree, scanned))
+    def chosen(leaves, tile):
+        at = (None, *tile)
+        pairs = zip(leaves, group, strict=True)
+        return [x if g == 0 else jax.lax.dynamic_index_in_dim(x, at[g], 0, False) for x, g in pairs]
+
+    def if_wanted(function, parts, nothing):
+        if wanted is None:
+            return function(parts)
+        condition = wanted(*jax.tree.unflatten(tree, parts)[1:])
+        return jax.lax.cond(condition, function, lambda _: nothing, parts)
+
+    def term(parts):
+        return f(*jax.tree.unflatten(tree, parts))
 
     @jax.custom_jvp
     def total(*leaves):
-        shared, scanned = leaves[:nshared], leaves[nshared:]
-        zero = jnp.zeros((), _dtype(leaves))
-        return jax.lax.scan(lambda acc, x: (acc + term(shared, x), None), zero, scanned)[0]
+        def step(value, tile):
+            return value + if_wanted(term, chosen(leaves, tile), zero), None
+
+        return jax.lax.scan(step, zero, tiles)[0]
+
+    def value_and_gradients(leaves, perturbed):
+        # Recomputed, not stored, when this loop is itself differentiated in reverse mode.
+        @jax.checkpoint
+        def of_tile(parts):
+            def varied(values):
+                merged = list(parts)
+                for k, value in zip(perturbed, values, strict=True):
+                    merged[k] = value
+                return term(merged)
+
+            return jax.value_and_grad(varied)([parts[k] for k in perturbed])
+
+        def step(sums, tile):
+            parts = chosen(leaves, tile)
+            nothing = zero, [jnp.zeros_like(parts[k]) for k in perturbed]
+            value, gradients = if_wanted(of_tile, parts, nothing)
+            at = (None, *tile)
+            summed = [
+                _added(total, gradient, at[group[k]])
+                for total, gradient, k in zip(sums[1], gradients, perturbed, strict=True)
+            ]
+            return (sums[0] + value, summed), None
+
+        sums = zero, [jnp.zeros_like(leaves[k]) for k in perturbed]
+        return jax.lax.scan(step, sums, tiles)[0]
 
     def rule(primals, tangents):
-        perturbed = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+        perturbed = [k for k, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
         if not perturbed:
             value = total(*primals)
             return value, jnp.zeros_like(value)
-        split = sum(i < nshared for i in perturbed)
-        value, gradients = _value_and_gradients(term, primals, nshared, perturbed, split)
-        tangent = sum(jnp.vdot(g, tangents[i]) for g, i in zip(gradients, perturbed, strict=True))
+        value, gradients = value_and_gradients(primals, perturbed)
+        tangent = sum(jnp.vdot(g, tangents[k]) for g, k in zip(gradients, perturbed, strict=True))
         return value, tangent.astype(value.dtype)
 
     total.defjvp(rule, symbolic_zeros=True)
-    return total(*shared, *scanned)
+    return total(*leaves)
 
 
-def _value_and_gradients(term, leaves, nshared, perturbed, split):
-    """The sum and its gradients: the first `split` summed over chunks, the others stacked."""
-
-    # Recomputed, not stored, when this loop is itself differentiated in reverse mode.
-    @jax.checkpoint
-    def chunk(shared, scanned):
-        everything = [*shared, *scanned]
-
-        def varied(values):
-            merged = list(everything)
-            for i, value in zip(perturbed, values, strict=True):
-                merged[i] = value
-            return term(merged[:nshared], merged[nshared:])
-
-        value, gradients = jax.value_and_grad(varied)([everything[i] for i in perturbed])
-        return (value, gradients[:split]), gradients[split:]
-
-    shared, scanned = leaves[:nshared], leaves[nshared:]
-
-    def step(acc, x):
-        summed, stacked = chunk(shared, x)
-        return jax.tree.map(jnp.add, acc, summed), stacked
-
-    perturbed_shared = [leaves[i] for i in perturbed[:split]]
-    zero = (jnp.zeros((), _dtype(leaves)), [jnp.zeros_like(x) for x in perturbed_shared])
-    (value, summed), stacked = jax.lax.scan(step, zero, scanned)
-    return value, [*summed, *stacked]
-
-
-def _dtype(leaves):
-    """Of the sum: that of the floating-point leaves."""
-    return next(x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+def _added(total, x, at):
+    """The total with x added, as a whole or at an index of its leading axis."""
+    if at is None:
+        return total + x
+    x = x + jax.lax.dynamic_index_in_dim(total, at, 0, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(total, x, at, 0)

@@ -181,8 +181,10 @@ class DensityFittedJK(AbstractJK):
     def fit(
         cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
     ) -> DensityFittedJK:
-        """From (ab|P) and (P|Q)."""
-        lower = jnp.linalg.cholesky(two)
+        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
+        # A failure is a matrix of NaN.
+        failed = jnp.isnan(jnp.linalg.cholesky(jax.lax.stop_gradient(two))[-1, -1])
+        lower = jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))
         fitted = jax.lax.linalg.triangular_solve(
             lower, three, left_side=False, lower=True, transpose_a=True
         )
@@ -231,11 +233,16 @@ def _fit_ranges(three, two, omega):
     if omega < 0:
         three, two = (jnp.stack([x[0], x[0] - x[1]]) for x in (three, two))
     elif omega > 0:
-        naux = two.shape[1]
-        largest = jax.lax.stop_gradient(jnp.max(two[1]))
-        shift = jnp.maximum(_METRIC_SHIFT, naux * float(jnp.finfo(two.dtype).eps) * largest)
-        two = two.at[1].add(shift * jnp.eye(naux, dtype=two.dtype))
+        two = two.at[1].set(_shifted(two[1]))
     return tuple(DensityFittedJK.fit(*both) for both in zip(three, two, strict=True))
+
+
+def _shifted(two):
+    """A metric made regular; see `_fit_ranges`."""
+    naux = two.shape[0]
+    largest = jax.lax.stop_gradient(jnp.max(two))
+    shift = jnp.maximum(_METRIC_SHIFT, naux * float(jnp.finfo(two.dtype).eps) * largest)
+    return two + shift * jnp.eye(naux, dtype=two.dtype)
 
 
 def exact_energy(

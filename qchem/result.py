@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.compilation import program
 from qchem.errors import InputError
 from qchem.molecule import Molecule
 from qchem.properties import gradient, moments
@@ -162,16 +162,16 @@ def _parted(method):
     return replace(method, dispersion=None), method.dispersion
 
 
-@eqx.filter_jit
+@program
 def _hamiltonian(method, positions):
     return method.hamiltonian(positions)
 
 
-@eqx.filter_jit
+@program
 def _gradient(method, positions, orbitals, occupation):
     return gradient(method, positions, orbitals, occupation)
 
 
-@eqx.filter_jit
+@program
 def _moments(method, positions, factor):
     return moments(method, positions, factor)

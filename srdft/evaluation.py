@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import qchem
-from qchem import ConvergenceError
+from qchem import ConvergenceError, program
 from srdft.family import MoleculeFamily, PredictsOrbitals
 from srdft.orbitals import orbitals
 
@@ -115,7 +115,7 @@ def _summary(rows):
     }
 
 
-@eqx.filter_jit
+@program
 def _predict(family, model, positions):
     """States after 0, 1, ... SCF steps, the total gradient, and the prediction."""
     prediction = family.predict(model, positions)
@@ -140,7 +140,7 @@ def _predict(family, model, positions):
     return steps, gradient, prediction
 
 
-@eqx.filter_jit
+@program
 def _solve(family, positions, fock):
     scf = family.solve(positions)
     dipole, _ = qchem.moments(family.method, positions, scf.factor)

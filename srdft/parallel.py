@@ -86,6 +86,16 @@ class Workers(eqx.Module):
         arrays, rest = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.lax.with_sharding_constraint(arrays, everywhere), rest)
 
+    def placed(self, tree: PyTree) -> PyTree:
+        """The same before a call: arrays that lie elsewhere would have the function compiled once
+        more for their first place. Several processes would first compare what they have, and then
+        NaN is not NaN: there the arrays stay."""
+        if self.mesh is None or jax.process_count() > 1:
+            return tree
+        everywhere = NamedSharding(self.mesh, P())
+        arrays, rest = eqx.partition(tree, eqx.is_array)
+        return eqx.combine(jax.device_put(arrays, everywhere), rest)
+
     def _together(self, batched) -> int | None:
         if jax.default_backend() == "cpu" or self.chunk == 1:
             return None

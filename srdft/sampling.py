@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from qchem import program
 from srdft.diagnostics import diagnose, quantities
 from srdft.experiment import Experiment, build_sampler
 
@@ -85,7 +86,7 @@ def collect(
         chains = eqx.tree_at(lambda c: c.step_size, chains, known.step_size)
     steps = settings.steps
 
-    @eqx.filter_jit
+    @program
     def turn(model, chains, key, refresh):
         return sampler.sample(model, chains, steps, key=key, refresh=refresh)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from qchem import InputError
+from qchem import InputError, program
 from srdft.optimizers import AbstractOptimizer, Judgement, mean_judgement
 from srdft.parallel import Workers
 from srdft.replay import ReplayBuffer, sampled_rows
@@ -125,10 +125,10 @@ class Trainer:
         self.optimizer, self.plan = optimizer, plan
         self.workers = Workers() if workers is None else workers
         self.workers.check("batch", plan.batch)
-        # Compiled once: nothing but arrays changes from call to call.
-        self._update = eqx.filter_jit(self._update_arrays)
-        self._sample = [eqx.filter_jit(partial(self._sample_arrays, s)) for s in self.samplers]
-        self._judge = [eqx.filter_jit(partial(self._judge_arrays, f)) for f in self.families]
+        # Compiled once: nothing but the values of arrays changes from call to call.
+        self._update = self._program(self._update_arrays)
+        self._sample = [self._program(partial(self._sample_arrays, s)) for s in self.samplers]
+        self._judge = [self._program(partial(self._judge_arrays, f)) for f in self.families]
 
     def init(
         self,
@@ -225,6 +225,10 @@ class Trainer:
         for number in (stream, count, family):
             key = jax.random.fold_in(key, number)
         return key
+
+    def _program(self, function):
+        compiled = program(function)
+        return lambda *args: compiled(*self.workers.placed(args))
 
     def _update_arrays(self, model, state, batches):
         done = self.optimizer.update(model, state, self.families, batches, self.workers)

@@ -80,6 +80,32 @@ def test_exchange_in_chunks_is_the_same(monkeypatch):
         assert_allclose(one, other, rtol=1e-12)
 
 
+def test_dependent_auxiliary_functions_do_no_harm():
+    twice = Basis.from_shells([2 * [Shell(l, (e,), (1.0,))] for l, e in ((0, 1.1), (1, 0.6))])
+
+    def fitted(aux, positions):
+        bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
+        kets = auxiliary_distributions(aux, positions)
+        size = npair(SMALL.nao)
+        three, two = coulomb_3c(bras, kets, size, aux.nao), coulomb_2c(kets, aux.nao)
+        two = two - 1e-14 * jnp.eye(aux.nao)  # rounding of the bad kind
+        return two, builders.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
+
+    def compute(positions):
+        def total(aux, positions):
+            two, coulomb = fitted(aux, positions)
+            return jnp.sum(coulomb**2), (two, coulomb)
+
+        return [
+            jax.grad(lambda r, a=a: total(a, r), has_aux=True)(positions) for a in (FITTING, twice)
+        ]
+
+    (slope, (_, coulomb)), (slope_twice, (two, coulomb_twice)) = oracle.jit(compute)(POSITIONS)
+    assert np.isnan(jnp.linalg.cholesky(two)[-1, -1])
+    assert_allclose(coulomb_twice, coulomb, atol=1e-7)
+    assert_allclose(slope_twice, slope, atol=1e-6)
+
+
 # Full range alone, with a part of long range, and short range alone.
 RANGES = [ExchangeWeights(0.4), ExchangeWeights(0.2, 0.5, 0.45), ExchangeWeights(0.0, 0.3, -0.6)]
 

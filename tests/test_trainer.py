@@ -117,10 +117,11 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(finished, tmp_path, after):
         assert eqx.tree_equal(ours, theirs)  # bit by bit
 
 
-def start(run, *options, **environment):
+def start(run, *options, stderr=None, **environment):
     command = [sys.executable, "-m", "tests.toy_training", str(run), *options]
+    environment = os.environ | environment
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
     )
 
 
@@ -157,11 +158,14 @@ def test_ctrl_c_saves_and_ends(finished, tmp_path):
 
 def test_devices_share_the_work_with_the_same_result(finished, tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    process = start(tmp_path, "--devices", "4", XLA_FLAGS=flags)
-    process.stdout.read()
+    environment = {"XLA_FLAGS": flags, "JAX_LOG_COMPILES": "1"}
+    process = start(tmp_path, "--devices", "4", stderr=subprocess.STDOUT, **environment)
+    out = process.stdout.read()
     process.stdout.close()
     assert process.wait() == 0
     assert_close(numbers(tmp_path), numbers(finished[0]))
+    for name in ("_update_arrays", "_sample_arrays"):
+        assert out.count(f"Finished XLA compilation of jit({name})") == 1
 
 
 def test_two_processes_train_together(finished, tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from qchem.integrals.coulomb import hermite_powers
@@ -53,6 +57,7 @@ def _raise_power(e, distance, half):
     return lowered + same + jnp.concatenate([raised, zero, zero])
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def axis_table(
     la: int,
     lb: int,
@@ -68,6 +73,10 @@ def axis_table(
     Returns:
         Rows (i, j, t) for t = 0 ... la + lb, with one more for the kinetic energy: see `_row`.
     """
+    return _axis_table(la, lb, a, b, separation)
+
+
+def _axis_table(la, lb, a, b, separation):
     e = hermite_coefficients(la, lb + 2, a, b, separation)
     rows = []
     for i in range(la + 1):
@@ -78,6 +87,25 @@ def axis_table(
             missing = jnp.zeros((la + lb - i - j, *separation.shape), a.dtype)
             rows += [e[i, j], missing, kinetic[None]]
     return jnp.concatenate(rows)
+
+
+def _axis_table_jvp(la, lb, primals, tangents):
+    """An axis depends on its own component of the separation alone, so one slope serves all three,
+    and reverse mode runs no recurrence backwards."""
+    moving = [not isinstance(t, SymbolicZero) for t in tangents]
+    if moving != [False, False, True]:
+        tangents = (
+            t if known else jnp.zeros_like(x)
+            for x, t, known in zip(primals, tangents, moving, strict=True)
+        )
+        return jax.jvp(partial(_axis_table, la, lb), primals, tuple(tangents))
+    a, b, separation = primals
+    one = (jnp.ones_like(separation),)
+    table, slope = jax.jvp(partial(_axis_table, la, lb, a, b), (separation,), one)
+    return table, slope * tangents[2][None]
+
+
+axis_table.defjvp(_axis_table_jvp, symbolic_zeros=True)
 
 
 def _row(i, j, t, table_rows, lb):

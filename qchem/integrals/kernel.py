@@ -86,14 +86,14 @@ def _separated(order, width, center, ket_width, ket_center):
 
     def every():
         r = jax.vmap(jax.vmap(one))(width, center)
-        return r.reshape(*r.shape[:3], -1)
+        return r.reshape(*shape)
 
+    shape = *width.shape, nhermite(order), ket_width.size
     if jax.default_backend() != "cpu":
         return every()
     # What a branch returns stands in memory. Else XLA makes R anew wherever a row of it is taken,
     # one element after another. Widths are never negative.
-    shape = jax.eval_shape(every)
-    return jax.lax.cond(width[0, 0] >= 0, every, lambda: jnp.zeros(shape.shape, shape.dtype))
+    return jax.lax.cond(width[0, 0] >= 0, every, lambda: jnp.zeros(shape, ket_center.dtype))
 
 
 def _contract(r, bra_side, ket_side, bra, ket):

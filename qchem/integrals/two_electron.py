@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qchem.chunking import chunked_sum
+from qchem.chunking import chunked_sum, tiled_sum
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm
@@ -188,16 +188,20 @@ def _bounds(norms, size):
     return norms[::size]
 
 
+def _tile_indices(bras, kets, nbra, nket, same):
+    """Blocks i and j of all tiles; within one list, of those alone that have rows i >= j."""
+    i, j = np.indices((bras.width.shape[0], kets.width.shape[0]), np.int32).reshape(2, -1)
+    kept = (i + 1) * nbra > j * nket if same else slice(None)
+    return i[kept], j[kept]
+
+
 def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
     """Adds one class; within one list, rows i >= j alone."""
     same = bra is ket
     nbra, nket = _tiles(bra, ket)
     bras, kets = _blocks(bra, nbra, npair), _blocks(ket, nket, npair)
     bra_bounds, ket_bounds = _bounds(bra_norms, nbra), _bounds(ket_norms, nket)
-    i, j = np.indices((bras.width.shape[0], kets.width.shape[0])).reshape(2, -1)
-    if same:
-        wanted = (i + 1) * nbra > j * nket
-        i, j = i[wanted], j[wanted]
+    i, j = _tile_indices(bras, kets, nbra, nket, same)
 
     @jax.checkpoint
     def tile(i, j):
@@ -226,7 +230,7 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
         values, target = jax.lax.cond(wanted, tile, nothing, i, j)
         return total.at[target].add(values, mode="drop"), None
 
-    return jax.lax.scan(step, total, (i.astype(np.int32), j.astype(np.int32)))[0]
+    return jax.lax.scan(step, total, (i, j))[0]
 
 
 def potential_energy(
@@ -343,9 +347,8 @@ def _class_energy(bra, bra_norms, ket, ket_norms, density):
     nbra, nket = _tiles(bra, ket)
     bras, kets = _blocks(bra, nbra, size), _blocks(ket, nket, size)
 
-    def tile(shared, scanned):
-        density, bra, first, _ = shared
-        ket, start, _ = scanned
+    def tile(density, row, column):
+        (bra, first, _), (ket, start, _) = row, column
         gamma = _pair_density(*density, bra.index, ket.index.T)
         if not same:
             return weighted_sum(bra, ket, 2.0 * gamma)
@@ -354,20 +357,17 @@ def _class_energy(bra, bra_norms, ket, ket_norms, density):
         times = jnp.where(row > column, 2, (row == column).astype(jnp.int32))
         return weighted_sum(bra, ket, gamma * times.astype(dtype))
 
-    def wanted_tile(shared, scanned):
-        wanted = shared[3] * scanned[2] > SCREENING
-        if same:
-            wanted &= shared[2] + nbra > scanned[1]
-        return jax.lax.cond(wanted, tile, lambda *_: jnp.zeros((), dtype), shared, scanned)
+    def wanted(row, column):
+        return row[2] * column[2] > SCREENING
 
-    def of_bra(shared, scanned):
-        density, *kets = shared
-        return chunked_sum(wanted_tile, (density, *scanned), tuple(kets))
-
+    tiles = _tile_indices(bras, kets, nbra, nket, same)
     firsts = np.arange(bras.width.shape[0], dtype=np.int32) * nbra
     starts = np.arange(kets.width.shape[0], dtype=np.int32) * nket
-    shared = density, kets, starts, _bounds(ket_norms, nket)
-    return chunked_sum(of_bra, shared, (bras, firsts, _bounds(bra_norms, nbra)))
+    rows, columns = (
+        (bras, firsts, _bounds(bra_norms, nbra)),
+        (kets, starts, _bounds(ket_norms, nket)),
+    )
+    return tiled_sum(tile, density, rows, columns, tiles, wanted)
 
 
 def _pair_density(dm, coulomb, exchange, bra, ket):

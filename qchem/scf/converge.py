@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.compilation import program
 from qchem.errors import InputError
 from qchem.scf.hamiltonian import Hamiltonian
 from qchem.scf.second_order import second_order
@@ -134,24 +134,24 @@ def _stage(method: str, scf: SCFResult, before: SCFResult | None = None) -> dict
     }
 
 
-@eqx.filter_jit
+@program
 def _diis(hamiltonian, screened, guess, nocc, options):
     scf = solve(hamiltonian, nocc, guess.fock(hamiltonian, screened, len(nocc)), **options)
     return scf, hamiltonian.energies(scf.factor)
 
 
-@eqx.filter_jit
+@program
 def _second_order(hamiltonian, scf, nocc, options):
     scf = second_order(hamiltonian, scf, nocc, **options)
     return scf, hamiltonian.energies(scf.factor)
 
 
-@eqx.filter_jit
+@program
 def _displaced(hamiltonian, scf, nocc, direction):
     return displaced(hamiltonian, scf, nocc, direction)
 
 
-@eqx.filter_jit
+@program
 def curvature(
     hamiltonian: Hamiltonian, scf: SCFResult, nocc: tuple[int, ...], unrestricted: bool = False
 ) -> Curvature:
