@@ -133,3 +133,15 @@ def test_sum_of_integrators(water):
     assert_allclose(total, 2 * energy, rtol=1e-13)
     assert_allclose(summed, 2 * fock, rtol=1e-13)
     assert_allclose(again, total, rtol=1e-13)
+
+
+def test_second_derivatives_hold_a_tile():
+    npoint = 8192
+    one, three = (jax.ShapeDtypeStruct((*n, npoint), float) for n in ((), (3,)))
+
+    def change(weights, rho, sigma, points, direction):
+        energy = partial(vv10_energy, weights, sigma=sigma, points=points, b=6.0, c=0.01)
+        return jax.jvp(energy, (rho,), (direction,))[1]
+
+    program = oracle.jit(jax.grad(change, (0, 1, 2, 3))).lower(one, one, one, three, one).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 8 * npoint**2 / 10

@@ -164,6 +164,7 @@ def _row_sums(moved, charge, gap, kappa, points):
     def of_rows(row):
         zero = jnp.zeros((nsum, row[0].size), charge.dtype)
 
+        @jax.checkpoint  # second derivatives too hold one tile at a time
         def step(total, column):
             wanted = jnp.any(row[0] != 0) & jnp.any(column[0] != 0)
             part = partial(_tile_sums, moved)
