@@ -148,9 +148,8 @@ def test_the_gradient_is_total(family):
         ((8, 1), {"xc": "pbe0", "grid": (12, 26), "multiplicity": 2}),
         ((8, 1, 1), {"xc": "hf", "two_electron": "exact", "charge": 1, "multiplicity": 2}),
         ((3, 1), {"xc": "cam-b3lyp", "grid": (12, 26)}),
-        ((3, 1), {"xc": "wb97m-v", "grid": (12, 26)}),
     ],
-    ids=["hf", "b3lyp", "radical", "cation", "range-separated", "meta-GGA and VV10"],
+    ids=["hf", "b3lyp", "radical", "cation", "range-separated"],
 )
 def test_the_gradient_is_total_for(numbers, options):
     family = MoleculeFamily.build(numbers, "6-31g", **options)
