@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -20,9 +20,11 @@ from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.molecule import Molecule
-from qchem.result import Result, compiled_hamiltonian
+from qchem.padding import Padded
+from qchem.result import Result
 from qchem.scf.converge import check_solver, converge
 from qchem.scf.hamiltonian import Method, TwoElectron
+from qchem.scf.orbitals import check_occupation
 from qchem.scf.solve import solve
 from qchem.scf.start import Guess
 from qchem.xc.functional import Functional
@@ -81,23 +83,32 @@ def energy(
     """
     start = perf_counter()
     check_precision(molecule.positions)
-    method, settings = _method(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(method, field)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    method = _in_field(_cached(_build, names), field)
+    padded = _cached(_padded, names)
+    padded = replace(padded, method=_in_field(padded.method, field))
     nocc = _occupied(molecule, unrestricted)
+    check_occupation(nocc, method.basis.nao)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     first = _guess(guess, method)
-    positions = jnp.asarray(molecule.positions)
     timings = {"plan": perf_counter() - start}
     start = perf_counter()
-    hamiltonian, screened = jax.block_until_ready(compiled_hamiltonian(method, positions))
+    hamiltonian, screened = jax.block_until_ready(padded.hamiltonian(molecule.positions))
     timings["integrals"] = perf_counter() - start
     start = perf_counter()
+    first, occupied = padded.guess(first), padded.occupied(nocc)
     scf, energies, stages = converge(
-        hamiltonian, screened, first, nocc, options, solver, follow_instability
+        hamiltonian, screened, first, occupied, options, solver, follow_instability
     )
     timings["scf"] = perf_counter() - start
-    settings |= {
+    settings = {
+        "basis": method.basis.name,
+        "xc": method.functional.name,
+        "two_electron": two_electron,
+        "aux": method.aux.name if method.aux is not None else None,
+        "grid": grid if isinstance(grid, int | tuple) else "given",
+        "cartesian": not method.basis.spherical,
         "charge": molecule.charge,
         "multiplicity": molecule.multiplicity,
         "unrestricted": len(nocc) == 2,
@@ -108,7 +119,8 @@ def energy(
         "stages": stages,
         **options,
     }
-    return Result(molecule, method, scf, energies, settings, timings)
+    scf = padded.cut(scf, nocc)
+    return Result(molecule, method, padded, hamiltonian, scf, energies, settings, timings)
 
 
 def energy_fn(
@@ -149,8 +161,8 @@ def energy_fn(
     )
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
-    method, _ = _method(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(method, field)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    method = _in_field(_cached(_build, names), field)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     if options.get("smearing"):
@@ -199,7 +211,8 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _method(molecule, basis, xc, two_electron, aux, grid, cartesian):
+def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):
+    """What `_build` and `_padded` are called with."""
     if two_electron not in ("exact", "df"):
         raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
     if two_electron == "exact" and aux is not None:
@@ -211,22 +224,16 @@ def _method(molecule, basis, xc, two_electron, aux, grid, cartesian):
     if isinstance(xc, str):
         xc = load_functional(xc) if xc.endswith(SUFFIX) else Functional.from_name(xc)
     charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
-    names = (molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge)
+    return molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
+
+
+def _cached(build, names):
+    """The same object for the same names; those that hold arrays have no hash."""
     try:
         hash(names)
     except TypeError:
-        method = _build.__wrapped__(*names)
-    else:
-        method = _build(*names)
-    settings = {
-        "basis": method.basis.name,
-        "xc": method.functional.name,
-        "two_electron": two_electron,
-        "aux": method.aux.name if method.aux is not None else None,
-        "grid": grid if isinstance(grid, int | tuple) else "given",
-        "cartesian": not method.basis.spherical,
-    }
-    return method, settings
+        return build.__wrapped__(*names)
+    return build(*names)
 
 
 def _in_field(method: Method, field) -> Method:
@@ -246,6 +253,10 @@ def _frozen(value):
     return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
 
 
+def _thawed(value):
+    return dict(value) if isinstance(value, tuple) else value
+
+
 @lru_cache(maxsize=32)
 def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
     """Everything that does not depend on positions, kept for the next geometry."""
@@ -262,10 +273,19 @@ def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
     return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points, charge=charge)
 
 
+@lru_cache(maxsize=32)
+def _padded(*names) -> Padded:
+    """The same, filled up; molecules whose shells or points have no name are as they are."""
+    _, basis, _, aux, grid, _, _ = names
+    method = _cached(_build, names)
+    if any(isinstance(given, Basis | Grid) for given in (basis, aux, grid)):
+        return Padded.unchanged(method)
+    return Padded.build(method, _thawed(basis), _thawed(aux), grid)
+
+
 def _basis(numbers, basis, spherical, auxiliary):
     if isinstance(basis, Basis):
         if basis.natom != len(numbers):
             raise InputError(f"the basis is for {basis.natom} atoms, not for {len(numbers)}.")
         return basis
-    name = dict(basis) if isinstance(basis, tuple) else basis
-    return Basis.from_name(numbers, name, spherical=spherical, auxiliary=auxiliary)
+    return Basis.from_name(numbers, _thawed(basis), spherical=spherical, auxiliary=auxiliary)

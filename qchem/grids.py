@@ -171,6 +171,24 @@ class Grid(eqx.Module):
         return points, jnp.asarray(part.quadrature, dtype) * share
 
 
+def period_of(number: int) -> int:
+    """Row of the periodic table, from 0."""
+    return sum(number > last for last in _LAST_OF_PERIOD)
+
+
+def elements_of(period: int) -> range:
+    """Atomic numbers of a row."""
+    borders = 0, *_LAST_OF_PERIOD, len(_BRAGG_RADIUS)
+    return range(borders[period] + 1, borders[period + 1] + 1)
+
+
+def npoint_of_element(number: int, level: int | tuple[int, int]) -> int:
+    """Number of points on an atom, with pruning, for a level or for explicit sizes."""
+    chosen = (0, level) if isinstance(level, tuple) else (level, None)
+    nradial, nangular = _sizes_by_number((number,), *chosen)[number]
+    return int(_pruned_sizes(number, _radial_rule(number, nradial)[0], nangular).sum())
+
+
 def _sizes_by_number(numbers, level, sizes):
     if sizes is None:
         sizes = {}
@@ -184,7 +202,7 @@ def _sizes_by_number(numbers, level, sizes):
         )
     chosen = {}
     for number in numbers:
-        period = sum(number > last for last in _LAST_OF_PERIOD)
+        period = period_of(number)
         order = _ANGULAR_ORDER[level][period]
         default = (_RADIAL_SIZE[level][period], _lebedev_size(order))
         nradial, nangular = sizes.get(SYMBOLS[number], default)
@@ -241,7 +259,7 @@ def _pruned_sizes(number: int, radii, nangular: int):
     rung = ladder.index(nangular)
     # 74 points have 86 in the second region, more than in the main one: PySCF's rule, kept.
     regions = (1, 2, 2, 2, 1) if nangular == 50 else (1, 3, rung - 1, rung, rung - 1)
-    period = min(sum(number > last for last in _LAST_OF_PERIOD), 2)
+    period = min(period_of(number), 2)
     borders = ((0.25, 0.5, 1.0, 4.5), (0.1667, 0.5, 0.9, 3.5), (0.1, 0.4, 0.8, 2.5))[period]
     bragg = _BRAGG_RADIUS[number - 1] / BOHR_IN_ANGSTROM
     return np.array([ladder[regions[i]] for i in np.searchsorted(borders, radii / bragg)])

@@ -182,6 +182,8 @@ class DensityFittedJK(AbstractJK):
         cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
     ) -> DensityFittedJK:
         """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
+        # Functions that are zero everywhere, of atoms that fill up, take no part.
+        two = two + jnp.diag((jnp.diagonal(two) == 0).astype(two.dtype))
         # A failure is a matrix of NaN.
         failed = jnp.isnan(jnp.linalg.cholesky(jax.lax.stop_gradient(two))[-1, -1])
         lower = jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))

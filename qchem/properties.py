@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qchem.integrals.moments import packed_moment, unpack
+from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import npair, pair_distributions
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix, spin_square
@@ -37,11 +37,10 @@ def moments(
 ) -> tuple[Float[Array, 3], Float[Array, ""]]:
     """Dipole moment about the origin of the coordinates, e bohr, and <S^2>."""
     pairs, size = pair_distributions(method.basis, method.pairs, positions), npair(method.basis.nao)
-    origin = jnp.zeros(3, positions.dtype)
-    powers = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
-    packed = jnp.stack([packed_moment(pairs, size, power, origin) for power in powers])
-    integrals = unpack(packed, method.basis.nao)
+    overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
+    packed = jnp.stack([overlap, *packed_dipole(pairs, size)])
+    overlap, *dipole = unpack(packed, method.basis.nao)
     density = jnp.sum(density_matrix(factor), axis=0)
-    electrons = jnp.einsum("xij,ij->x", integrals[1:], density, precision="highest")
+    electrons = jnp.stack([jnp.vdot(x, density) for x in dipole])
     charges = jnp.asarray(method.charges, positions.dtype)
-    return charges @ positions - electrons, spin_square(factor, integrals[0])
+    return charges @ positions - electrons, spin_square(factor, overlap)

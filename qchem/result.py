@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax import Array
+from jaxtyping import Float
 
-from qchem.compilation import program
 from qchem.errors import InputError
 from qchem.molecule import Molecule
-from qchem.properties import gradient, moments
+from qchem.padding import Padded
 from qchem.scf.converge import curvature
 from qchem.scf.hamiltonian import ENERGIES, Hamiltonian, Method
+from qchem.scf.orbitals import spin_square
 from qchem.scf.solve import SCFResult
 from qchem.scf.stability import UNSTABLE
 
@@ -44,7 +43,7 @@ class Result:
 
     Attributes:
         molecule, method: What was calculated, and how.
-        scf: The state of the SCF, as JAX arrays.
+        scf: The state of the SCF.
         energy: Total energy.
         energies: Its parts: nuclear, one_electron, coulomb, exchange, xc and, where the functional
             has it, dispersion.
@@ -63,12 +62,14 @@ class Result:
         self,
         molecule: Molecule,
         method: Method,
+        padded: Padded,
+        hamiltonian: Hamiltonian,
         scf: SCFResult,
         energies: Mapping[str, Array],
         settings: dict[str, Any],
         timings: dict[str, float],
     ):
-        self.molecule, self.method, self.scf = molecule, method, scf
+        self.molecule, self.method, self.scf, self._padded = molecule, method, scf, padded
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
@@ -82,9 +83,11 @@ class Result:
         frontier = [_frontier(e, n) for e, n in zip(self.mo_energy, self.mo_occ, strict=True)]
         homo, lumo = (list(values) for values in zip(*frontier, strict=True))
         self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
-        positions = jnp.asarray(molecule.positions)
-        dipole, s2 = _moments(method, positions, scf.factor)
-        self.dipole, self.s2 = np.asarray(dipole), float(s2)
+        matrices = np.asarray(hamiltonian.dipole)[:, : self.nao, : self.nao]
+        electrons = np.tensordot(matrices, self.dm.sum(axis=0), 2)
+        self.dipole = method.charges @ molecule.positions - electrons
+        overlap = np.asarray(hamiltonian.overlap)[: self.nao, : self.nao]
+        self.s2 = 0.0 if len(self.dm) == 1 else float(spin_square(scf.factor, overlap))
 
     def forces(self) -> Float[np.ndarray, "natom 3"]:
         """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
@@ -96,13 +99,12 @@ class Result:
         """
         self.scf.require_converged()
         start = perf_counter()
-        positions = jnp.asarray(self.molecule.positions)
         orbitals = self.scf.factor, None
         if self.settings.get("smearing"):
             # Canonical order matters to orthonormalization; what is all but empty is left out.
             filled = self.scf.mo_occ > _EMPTY
-            orbitals = jnp.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
-        forces = -np.asarray(_compiled_gradient(self.method, positions, *orbitals))
+            orbitals = np.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
+        forces = -self._padded.gradient(self.molecule.positions, *orbitals)
         self.timings["forces"] = perf_counter() - start
         return forces
 
@@ -119,13 +121,13 @@ class Result:
         self.scf.require_converged()
         if self.settings.get("smearing"):
             raise InputError("stability is that of whole occupation: leave smearing out.")
-        positions = jnp.asarray(self.molecule.positions)
-        hamiltonian, _ = compiled_hamiltonian(self.method, positions)
+        hamiltonian, _ = self._padded.hamiltonian(self.molecule.positions)
         nocc = tuple(int(round(n.sum() * len(self.mo_occ) / 2)) for n in self.mo_occ)
-        internal = float(curvature(hamiltonian, self.scf, nocc).eigenvalue)
+        here = hamiltonian, self._padded.grown(self.scf, nocc), self._padded.occupied(nocc)
+        internal = float(curvature(*here).eigenvalue)
         external = None
         if len(nocc) == 1:
-            external = float(curvature(hamiltonian, self.scf, nocc, True).eigenvalue)
+            external = float(curvature(*here, True).eigenvalue)
         return Stability(internal, external, internal >= UNSTABLE)
 
     def require_converged(self) -> Result:
@@ -138,40 +140,3 @@ def _frontier(mo_energy, mo_occ):
     occupied, exists = mo_occ > 0, np.isfinite(mo_energy)
     below, above = mo_energy[occupied], mo_energy[~occupied & exists]
     return float(below.max()) if below.size else None, float(above.min()) if above.size else None
-
-
-def compiled_hamiltonian(
-    method: Method, positions: Float[Array, "natom 3"]
-) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
-    """`Method.hamiltonian`, compiled."""
-    method, dispersion = _parted(method)
-    hamiltonian, screened = _hamiltonian(method, positions)
-    if dispersion is not None:
-        hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(positions))
-    return hamiltonian, screened
-
-
-def _compiled_gradient(method, positions, orbitals, occupation):
-    method, dispersion = _parted(method)
-    slope = _gradient(method, positions, orbitals, occupation)
-    return slope if dispersion is None else slope + jax.grad(dispersion.energy)(positions)
-
-
-def _parted(method):
-    """The dispersion apart: programs that call the host are not kept in JAX's cache on disk."""
-    return replace(method, dispersion=None), method.dispersion
-
-
-@program
-def _hamiltonian(method, positions):
-    return method.hamiltonian(positions)
-
-
-@program
-def _gradient(method, positions, orbitals, occupation):
-    return gradient(method, positions, orbitals, occupation)
-
-
-@program
-def _moments(method, positions, factor):
-    return moments(method, positions, factor)

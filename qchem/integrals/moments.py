@@ -43,3 +43,10 @@ def packed_moment(
         values = jnp.einsum("rfkh,hrk->rf", rows.coefficient, moment, precision="highest")
         total = total.at[jnp.asarray(rows.index).ravel()].add(values.ravel(), mode="drop")
     return total
+
+
+def packed_dipole(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, "3 npair"]:
+    """Integrals of x, y and z over the AO pairs, bohr."""
+    origin = jnp.zeros(3, pairs[0].coefficient.dtype)
+    powers = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    return jnp.stack([packed_moment(pairs, npair, power, origin) for power in powers])

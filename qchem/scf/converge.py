@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from qchem.compilation import program
 from qchem.errors import InputError
 from qchem.scf.hamiltonian import Hamiltonian
+from qchem.scf.orbitals import Nocc, counts
 from qchem.scf.second_order import second_order
 from qchem.scf.solve import SCFResult, solve
 from qchem.scf.stability import UNSTABLE, Curvature, displaced, lowest_curvature
@@ -36,7 +37,7 @@ def traced(
     hamiltonian: Hamiltonian,
     screened: Float[Array, "nao nao"],
     guess: Guess,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     options: dict[str, Any],
     solver: str,
 ) -> SCFResult:
@@ -61,7 +62,7 @@ def converge(
     hamiltonian: Hamiltonian,
     screened: Float[Array, "nao nao"],
     guess: Guess,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     options: dict[str, Any],
     solver: str,
     follow_instability: bool,
@@ -79,7 +80,8 @@ def converge(
     scf, energies = _diis(hamiltonian, screened, guess, nocc, _first(options, solver))
     stages = [_stage("diis", scf)]
     shared = _shared(options)
-    possible = not options.get("smearing") and np.isfinite(scf.mo_energy[0]).sum() >= max(nocc)
+    enough = np.isfinite(np.asarray(scf.mo_energy)[0]).sum() >= np.max(counts(nocc))
+    possible = enough and not options.get("smearing")
 
     def newton(scf):
         after, energies = _second_order(hamiltonian, scf, nocc, shared)
@@ -153,7 +155,7 @@ def _displaced(hamiltonian, scf, nocc, direction):
 
 @program
 def curvature(
-    hamiltonian: Hamiltonian, scf: SCFResult, nocc: tuple[int, ...], unrestricted: bool = False
+    hamiltonian: Hamiltonian, scf: SCFResult, nocc: Nocc, unrestricted: bool = False
 ) -> Curvature:
     """`lowest_curvature`, compiled."""
     return lowest_curvature(hamiltonian, scf, nocc, unrestricted=unrestricted)

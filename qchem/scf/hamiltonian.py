@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qchem.basis.layout import Basis
 from qchem.dispersion import Dispersion
 from qchem.grids import Grid
-from qchem.integrals.moments import packed_moment, unpack
+from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import (
     PairRows,
     attenuated,
@@ -43,6 +43,7 @@ from qchem.xc.quadrature import GridXC, xc_potential
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
 _CHUNK = {"cpu": 1024, "other": 4096}  # grid points: on a CPU what its caches hold
+NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
 
 
@@ -51,12 +52,14 @@ class Hamiltonian(eqx.Module):
 
     Orbitals come as a `factor`: occupied columns times the square root of their occupation, so
     that dm_s = factor_s factor_s^T. The exact exchange is `exchange_fraction` times that of `jk`
-    and, with range separation, `attenuated_fraction` times that of `attenuated_jk`.
+    and, with range separation, `attenuated_fraction` times that of `attenuated_jk`. `dipole` holds
+    the matrices of x, y and z, bohr.
     """
 
     overlap: Float[Array, "nao nao"]
     kinetic: Float[Array, "nao nao"]
     hcore: Float[Array, "nao nao"]
+    dipole: Float[Array, "3 nao nao"]
     jk: AbstractJK
     xc: GridXC | SummedXC | None
     nuclear_repulsion: Float[Array, ""]
@@ -172,7 +175,7 @@ class Method(eqx.Module):
             functional: Exchange and correlation.
             aux: Density fitting with this basis; without, exact integrals.
             grid: For exchange and correlation; not needed by Hartree-Fock.
-            nonlocal_grid: For VV10, where the functional has it; level 3 if left out.
+            nonlocal_grid: For VV10, where the functional has it; `NONLOCAL_LEVEL` if left out.
             field: A uniform electric field, hartree/(e bohr): the energy gains minus its product
                 with the dipole moment about the origin of the coordinates.
             charge: Of the molecule, for a dispersion correction that depends on it.
@@ -183,7 +186,7 @@ class Method(eqx.Module):
         if not functional.nonlocal_correlation:
             nonlocal_grid = None
         elif nonlocal_grid is None:
-            nonlocal_grid = Grid.from_numbers(numbers, 3)
+            nonlocal_grid = Grid.from_numbers(numbers, NONLOCAL_LEVEL)
         terms = functional.dispersion
         npacked = npair(npair(basis.nao))
         nstored = npacked * (2 if functional.omega else 1)
@@ -221,15 +224,18 @@ class Method(eqx.Module):
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
         screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
         jks, fractions = self._builders(positions, pairs, reverse)
+        dipole = packed_dipole(pairs, size)
         hcore = kinetic + attraction
         if self.field is not None:
-            hcore, screened = (x + self._field_potential(pairs, size) for x in (hcore, screened))
-        matrices = jnp.stack([overlap, kinetic, hcore, kinetic + screened])
-        overlap, kinetic, hcore, guess = unpack(matrices, self.basis.nao)
+            field = jnp.asarray(self.field, positions.dtype) @ dipole
+            hcore, screened = hcore + field, screened + field
+        matrices = jnp.stack([overlap, kinetic, hcore, kinetic + screened, *dipole])
+        overlap, kinetic, hcore, guess, *dipole = unpack(matrices, self.basis.nao)
         hamiltonian = Hamiltonian(
             overlap=overlap,
             kinetic=kinetic,
             hcore=hcore,
+            dipole=jnp.stack(dipole),
             jk=jks[0],
             xc=self._xc(positions, 0 if reverse else self.stored_bytes),
             nuclear_repulsion=self._nuclear_energy(positions),
@@ -265,8 +271,8 @@ class Method(eqx.Module):
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density)
         energy = energy + potential_energy(pairs, self._nuclei(positions), density)
         if self.field is not None:
-            field = unpack(self._field_potential(pairs, size)[None], self.basis.nao)[0]
-            energy = energy + jnp.vdot(field, density)
+            field = jnp.asarray(self.field, positions.dtype) @ packed_dipole(pairs, size)
+            energy = energy + jnp.vdot(unpack(field[None], self.basis.nao)[0], density)
         if self.dispersion is not None:
             energy = energy + self.dispersion.energy(positions)
         weights = self._exchange_weights(0.5 * dm.shape[0])
@@ -311,14 +317,6 @@ class Method(eqx.Module):
         if self.field is None:
             return energy
         return energy - jnp.asarray(self.field, positions.dtype) @ (charges @ positions)
-
-    def _field_potential(self, pairs, size):
-        """Energy of an electron in the field, for packed pairs."""
-        field = jnp.asarray(self.field, pairs[0].coefficient.dtype)
-        origin = jnp.zeros(3, field.dtype)
-        powers = np.eye(3, dtype=int).tolist()
-        moments = [packed_moment(pairs, size, tuple(power), origin) for power in powers]
-        return field @ jnp.stack(moments)
 
     def _nuclei(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)[:, None]

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qchem.scf.orbitals import Nocc, counts
+
 _BISECTIONS = 100  # more than the bits of a float64
 
 
 def fermi_occupation(
-    mo_energy: Float[Array, "nspin nmo"], nocc: tuple[int, ...], temperature: float
+    mo_energy: Float[Array, "nspin nmo"], nocc: Nocc, temperature: float
 ) -> Float[Array, "nspin nmo"]:
     """Occupation numbers at an electronic temperature, electrons of each spin conserved.
 
@@ -22,7 +24,7 @@ def fermi_occupation(
     """
     exists = jnp.isfinite(mo_energy)
     margin = 100 * temperature
-    wanted = jnp.asarray(nocc, mo_energy.dtype)
+    wanted = jnp.asarray(counts(nocc), mo_energy.dtype)
     low = jnp.min(jnp.where(exists, mo_energy, jnp.inf), axis=1) - margin
     high = jnp.max(jnp.where(exists, mo_energy, -jnp.inf), axis=1) + margin
 

@@ -1,13 +1,50 @@
 """Orbitals and density matrices: orthonormalization, occupation, spin."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from qchem.errors import InputError
 
 OVERLAP_THRESHOLD = 1e-6  # PySCF's: overlap eigenvalues below it are linear dependences
+
+
+class Occupied(eqx.Module):
+    """Numbers of occupied orbitals that are data, so that one program serves several molecules.
+
+    It may stand wherever a tuple of numbers, `nocc`, does; that one is part of the program.
+
+    Attributes:
+        count: Number of occupied orbitals in each spin channel.
+        width: Columns that a factor has; not less than any count.
+    """
+
+    count: Int[Array | np.ndarray, " nspin"]
+    width: int = eqx.field(static=True)
+
+    def __len__(self) -> int:
+        return self.count.shape[0]
+
+
+Nocc = tuple[int, ...] | Occupied
+
+
+def counts(nocc: Nocc) -> Int[Array | np.ndarray, " nspin"]:
+    """The numbers as an array."""
+    return nocc.count if isinstance(nocc, Occupied) else np.asarray(nocc, np.int32)
+
+
+def width(nocc: Nocc) -> int:
+    """Number of columns of a factor."""
+    return nocc.width if isinstance(nocc, Occupied) else max(nocc)
+
+
+def is_occupied(nocc: Nocc, nmo: int) -> Bool[Array | np.ndarray, "nspin nmo"]:
+    """Which of the orbitals, sorted, are occupied."""
+    number = counts(nocc)
+    return np.arange(nmo, dtype=number.dtype)[None, :] < number[:, None]
 
 
 def canonical_orthogonalizer(
@@ -52,9 +89,7 @@ def diagonalize(
     return jnp.where(exists, energies, jnp.inf), vectors
 
 
-def occupation_numbers(
-    nocc: tuple[int, ...], nmo: int, dtype: jnp.dtype
-) -> Float[Array, "nspin nmo"]:
+def occupation_numbers(nocc: Nocc, nmo: int, dtype: jnp.dtype) -> Float[Array, "nspin nmo"]:
     """Occupation of orbitals sorted by energy: 2 or 0 for a closed shell, else 1 or 0.
 
     Args:
@@ -63,12 +98,14 @@ def occupation_numbers(
         dtype: Of the result.
     """
     check_occupation(nocc, nmo)
-    occupied = np.arange(nmo)[None, :] < np.asarray(nocc)[:, None]
-    return jnp.asarray(occupied * (2 / len(nocc)), dtype)
+    full = jnp.asarray(2 / len(nocc), dtype)
+    return jnp.where(is_occupied(nocc, nmo), full, jnp.zeros_like(full))
 
 
-def check_occupation(nocc: tuple[int, ...], nmo: int) -> None:
-    """Refuse numbers of occupied orbitals that `nmo` orbitals cannot hold."""
+def check_occupation(nocc: Nocc, nmo: int) -> None:
+    """Refuse numbers of occupied orbitals that `nmo` orbitals cannot hold, unless they are data."""
+    if isinstance(nocc, Occupied):
+        return
     if len(nocc) not in (1, 2):
         raise InputError(
             f"nocc = {nocc} names {len(nocc)} spin channels; give one number of occupied orbitals "
@@ -83,7 +120,7 @@ def check_occupation(nocc: tuple[int, ...], nmo: int) -> None:
 
 
 def orbital_factor(
-    mo_coeff: Float[Array, "nspin nao nmo"], nocc: tuple[int, ...]
+    mo_coeff: Float[Array, "nspin nao nmo"], nocc: Nocc
 ) -> Float[Array, "nspin nao nocc"]:
     """Occupied orbitals times the square root of their occupation: dm = factor factor^T.
 
@@ -93,7 +130,7 @@ def orbital_factor(
             with columns of zeros.
     """
     root = jnp.sqrt(occupation_numbers(nocc, mo_coeff.shape[-1], mo_coeff.dtype))
-    return mo_coeff[:, :, : max(nocc)] * root[:, None, : max(nocc)]
+    return mo_coeff[:, :, : width(nocc)] * root[:, None, : width(nocc)]
 
 
 def density_matrix(factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
@@ -102,7 +139,7 @@ def density_matrix(factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspi
 
 
 def canonicalize(
-    fock: Float[Array, "nspin nmo nmo"], nocc: tuple[int, ...], exists: Bool[Array, " nmo"]
+    fock: Float[Array, "nspin nmo nmo"], nocc: Nocc, exists: Bool[Array, " nmo"]
 ) -> tuple[Float[Array, "nspin nmo"], Float[Array, "nspin nmo nmo"]]:
     """Orbital energies and the rotation that diagonalizes both blocks of a Fock matrix.
 
@@ -117,7 +154,6 @@ def canonicalize(
         Energies, hartree, ascending in each block, infinite for orbitals that do not exist; new
         orbitals in columns.
     """
-    occupied = np.arange(fock.shape[-1])[None, :] < np.asarray(nocc)[:, None]
 
     def of_spin(fock, occupied):
         same = occupied[:, None] == occupied[None, :]
@@ -127,7 +163,7 @@ def canonicalize(
         energies, rotation = diagonalize(jnp.where(same, fock, 0) + jnp.diag(shift), exists)
         return energies - shift, rotation
 
-    return jax.vmap(of_spin)(fock, jnp.asarray(occupied))
+    return jax.vmap(of_spin)(fock, jnp.asarray(is_occupied(nocc, fock.shape[-1])))
 
 
 def reorthonormalize(
@@ -159,8 +195,9 @@ def reorthonormalize(
 
 
 def spin_square(
-    factor: Float[Array, "nspin nao nocc"], overlap: Float[Array | np.ndarray, "nao nao"]
-) -> Float[Array, ""]:
+    factor: Float[Array | np.ndarray, "nspin nao nocc"],
+    overlap: Float[Array | np.ndarray, "nao nao"],
+) -> Float[Array, ""] | float:
     """Expectation value of S^2 of the determinant: S(S + 1) for a pure spin state.
 
     (2.271) of Szabo & Ostlund (1989), written for either order of the numbers of alpha and beta
@@ -173,9 +210,8 @@ def spin_square(
     if factor.shape[0] == 1:
         return jnp.zeros((), factor.dtype)
     alpha, beta = factor
-    overlap = jnp.asarray(overlap)
-    nalpha, nbeta = jnp.vdot(alpha, overlap @ alpha), jnp.vdot(beta, overlap @ beta)
-    shared = jnp.sum((alpha.T @ overlap @ beta) ** 2)
+    nalpha, nbeta = (alpha * (overlap @ alpha)).sum(), (beta * (overlap @ beta)).sum()
+    shared = ((alpha.T @ overlap @ beta) ** 2).sum()
     return ((nalpha - nbeta) / 2) ** 2 + (nalpha + nbeta) / 2 - shared
 
 

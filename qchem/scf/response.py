@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Float, PyTree
 
-from qchem.scf.orbitals import orbital_factor, reorthonormalize
+from qchem.scf.orbitals import Nocc, orbital_factor, reorthonormalize
 from qchem.scf.rotations import Expansion
 from qchem.scf.solve import SCFResult, SelfConsistent
 
@@ -19,7 +19,7 @@ _SMALLEST_GAP = 0.1  # hartree; smaller orbital energy differences precondition 
 def relaxed_factor(
     hamiltonian: SelfConsistent,
     scf: SCFResult,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     *,
     max_products: int = 200,
 ) -> Float[Array, "nspin nao nocc"]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qchem.scf.orbitals import orbital_factor, reorthonormalize
+from qchem.scf.orbitals import Nocc, is_occupied, orbital_factor, reorthonormalize, width
 from qchem.scf.solve import SelfConsistent
 
 
@@ -31,7 +30,7 @@ class Expansion(eqx.Module):
     mo_coeff: Float[Array, "nspin nao nmo"]
     fock: Float[Array, "nspin nmo nmo"]
     exists: Bool[Array, " nmo"]
-    nocc: tuple[int, ...] = eqx.field(static=True)
+    nocc: Nocc
 
     @classmethod
     def at(
@@ -40,7 +39,7 @@ class Expansion(eqx.Module):
         mo_coeff: Float[Array, "nspin nao nmo"],
         fock: Float[Array, "nspin nao nao"],
         exists: Bool[Array, " nmo"],
-        nocc: tuple[int, ...],
+        nocc: Nocc,
     ) -> Expansion:
         """From the Fock matrix in AOs."""
         return cls(hamiltonian, mo_coeff, in_orbitals(fock, mo_coeff), exists, nocc)
@@ -48,15 +47,14 @@ class Expansion(eqx.Module):
     @property
     def allowed(self) -> Bool[Array, "nspin nmo nocc"]:
         """Pairs of a virtual and an occupied orbital."""
-        nocc, (nmo, width) = np.asarray(self.nocc), (self.exists.size, max(self.nocc))
-        virtual = np.arange(nmo)[None, :] >= nocc[:, None]
-        occupied = np.arange(width)[None, :] < nocc[:, None]
-        return virtual[:, :, None] & occupied[:, None, :] & self.exists[None, :, None]
+        occupied = is_occupied(self.nocc, self.exists.size)
+        virtual = ~occupied & self.exists[None, :]
+        return virtual[:, :, None] & occupied[:, None, : width(self.nocc)]
 
     @property
     def gradient(self) -> Float[Array, "nspin nmo nocc"]:
         """dE/d(kappa) = 2 n F_ai with occupation n, hartree."""
-        return self._scaled(self.fock[:, :, : max(self.nocc)])
+        return self._scaled(self.fock[:, :, : width(self.nocc)])
 
     @property
     def residual(self) -> Float[Array, ""]:
@@ -67,8 +65,7 @@ class Expansion(eqx.Module):
     def diagonal(self) -> Float[Array, "nspin nmo nocc"]:
         """The Hessian without response of the Fock matrix, 2 n (F_aa - F_ii), hartree."""
         energies = jnp.diagonal(self.fock, axis1=1, axis2=2)
-        width = max(self.nocc)
-        return self._scaled(energies[:, :, None] - energies[:, None, :width])
+        return self._scaled(energies[:, :, None] - energies[:, None, : width(self.nocc)])
 
     def product(self, kappa: Float[Array, "nspin nmo nocc"]) -> Float[Array, "nspin nmo nocc"]:
         """The Hessian times a rotation, hartree.
@@ -76,7 +73,7 @@ class Expansion(eqx.Module):
         2 n (F_ab kappa_bi - kappa_aj F_ji + dF_ai), where dF is the derivative of the Fock matrix
         along the change of the orbitals: one product of its Jacobian with a vector.
         """
-        width = max(self.nocc)
+        nocc = width(self.nocc)
         factor = orbital_factor(self.mo_coeff, self.nocc)
         change = (self.mo_coeff @ kappa) * (2 / len(self.nocc)) ** 0.5
 
@@ -84,8 +81,8 @@ class Expansion(eqx.Module):
             return self.hamiltonian.energy_and_fock(factor)[1]
 
         _, response = jax.jvp(fock, (factor,), (change,))
-        response = jnp.swapaxes(self.mo_coeff, 1, 2) @ response @ self.mo_coeff[:, :, :width]
-        mixed = self.fock @ kappa - kappa @ self.fock[:, :width, :width]
+        response = jnp.swapaxes(self.mo_coeff, 1, 2) @ response @ self.mo_coeff[:, :, :nocc]
+        mixed = self.fock @ kappa - kappa @ self.fock[:, :nocc, :nocc]
         return self._scaled(mixed + response)
 
     def rotated(self, kappa: Float[Array, "nspin nmo nocc"]) -> Float[Array, "nspin nao nmo"]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qchem.errors import InputError
 from qchem.scf.orbitals import (
+    Nocc,
     canonicalize,
     check_occupation,
     density_matrix,
@@ -44,7 +45,7 @@ class _State(eqx.Module):
 def second_order(
     hamiltonian: SelfConsistent,
     start: SCFResult,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     *,
     max_cycles: int = 100,
     max_products: int = 25,

@@ -13,9 +13,11 @@ from qchem.scf.extrapolation import NEAR, History, extrapolate
 from qchem.scf.occupation import entropy, fermi_occupation
 from qchem.scf.orbitals import (
     OVERLAP_THRESHOLD,
+    Nocc,
     canonical_orthogonalizer,
     canonicalize,
     check_occupation,
+    counts,
     density_matrix,
     diagonalize,
     occupation_numbers,
@@ -49,21 +51,21 @@ class SCFResult(eqx.Module):
     perturbed density that second-order cycles needed besides.
     """
 
-    energy: Float[Array, ""]
-    mo_coeff: Float[Array, "nspin nao nao"]
-    mo_energy: Float[Array, "nspin nao"]
-    mo_occ: Float[Array, "nspin nao"]
-    dm: Float[Array, "nspin nao nao"]
-    fock: Float[Array, "nspin nao nao"]
-    factor: Float[Array, "nspin nao nocc"]
-    converged: Bool[Array, ""]
-    cycles: Int[Array, ""]
-    residual: Float[Array, ""]
-    energy_change: Float[Array, ""]
-    energy_history: Float[Array, " max_cycles"]
-    residual_history: Float[Array, " max_cycles"]
-    entropy: Float[Array, ""]
-    products: Int[Array, ""]
+    energy: Float[Array | np.ndarray, ""]
+    mo_coeff: Float[Array | np.ndarray, "nspin nao nao"]
+    mo_energy: Float[Array | np.ndarray, "nspin nao"]
+    mo_occ: Float[Array | np.ndarray, "nspin nao"]
+    dm: Float[Array | np.ndarray, "nspin nao nao"]
+    fock: Float[Array | np.ndarray, "nspin nao nao"]
+    factor: Float[Array | np.ndarray, "nspin nao nocc"]
+    converged: Bool[Array | np.ndarray, ""]
+    cycles: Int[Array | np.ndarray, ""]
+    residual: Float[Array | np.ndarray, ""]
+    energy_change: Float[Array | np.ndarray, ""]
+    energy_history: Float[Array | np.ndarray, " max_cycles"]
+    residual_history: Float[Array | np.ndarray, " max_cycles"]
+    entropy: Float[Array | np.ndarray, ""]
+    products: Int[Array | np.ndarray, ""]
 
     def require_converged(self) -> "SCFResult":
         """This result, or `ConvergenceError` if it (or any of a batch) has not converged."""
@@ -118,7 +120,7 @@ class _State(eqx.Module):
 
 def solve(
     hamiltonian: SelfConsistent,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     guess_fock: Float[Array | np.ndarray, "nspin nao nao"],
     *,
     max_cycles: int = 100,
@@ -250,7 +252,7 @@ def solve(
         dm=density_matrix(factor),
         fock=last.fock,
         factor=factor,
-        converged=state.converged & (jnp.sum(kept) >= max(nocc)),
+        converged=state.converged & (jnp.sum(kept, dtype=jnp.int32) >= jnp.max(counts(nocc))),
         cycles=state.cycle,
         residual=last.residual,
         energy_change=state.energy_change,

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qchem.scf.orbitals import density_matrix, orbital_factor
+from qchem.scf.orbitals import Nocc, Occupied, density_matrix, orbital_factor
 from qchem.scf.rotations import Expansion
 from qchem.scf.solve import SCFResult, SelfConsistent
 
 UNSTABLE = -1e-4  # hartree; grids give the free rotation of an open shell curvatures near it
+_STARTS = 4  # rotations that Davidson's method begins with: with one it can miss the lowest root
 _TRIALS = (0.1, 0.2, 0.4, 0.7, 1.0)  # lengths of the first step along a direction of descent
 
 
@@ -43,7 +44,7 @@ class _Subspace(eqx.Module):
 def lowest_curvature(
     hamiltonian: SelfConsistent,
     scf: SCFResult,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     *,
     unrestricted: bool = False,
     max_products: int = 60,
@@ -52,7 +53,8 @@ def lowest_curvature(
     """Lowest eigenvalue of the orbital Hessian at a solution, by Davidson's method.
 
     Davidson, J. Comput. Phys. 17, 87 (1975); Seeger & Pople, J. Chem. Phys. 66, 3045 (1977). It
-    starts from a fixed random rotation, so that no symmetry hides a direction. The eigenvalue is
+    starts from a fixed random rotation, so that no symmetry hides a direction, and from the pairs
+    of orbitals closest in energy. The eigenvalue is
     the second derivative of the energy along a rotation of unit length, in which both spins count:
     the same for a closed shell as for its unrestricted copy.
 
@@ -67,7 +69,7 @@ def lowest_curvature(
     mo_coeff, fock = scf.mo_coeff, scf.fock
     if unrestricted and len(nocc) == 1:
         mo_coeff, fock = (jnp.concatenate([x, x]) for x in (mo_coeff, fock))
-        nocc = nocc * 2
+        nocc = _twice(nocc)
     exists = jnp.isfinite(scf.mo_energy[0])
     here = Expansion.at(hamiltonian, mo_coeff, fock, exists, nocc)
     # A closed shell rotates both spins by the same kappa: its unit length is sqrt(2) times that.
@@ -93,6 +95,7 @@ def lowest_curvature(
         gap = diagonal - values[0]
         gap = jnp.where(jnp.abs(gap) < 0.05, 0.05, gap)
         new = jnp.where(allowed, residual / gap, 0).ravel()
+        new = jnp.where(size < nstart, starts[jnp.minimum(size, nstart - 1)], new)
         new = new / jnp.maximum(jnp.linalg.norm(new), float(jnp.finfo(dtype).tiny))
         for _ in range(2):
             new = new - (jnp.where(used, flat @ new, 0)) @ flat
@@ -108,6 +111,10 @@ def lowest_curvature(
             exhausted=(length <= tiny) | (size >= count),
         )
 
+    nstart = min(_STARTS, diagonal.size)
+    closest = jnp.argsort(jnp.where(allowed, diagonal, jnp.inf).ravel())[:nstart]
+    starts = jax.nn.one_hot(jnp.roll(closest, 1), diagonal.size, dtype=dtype)
+    starts = jnp.where(allowed.ravel(), starts, 0)
     noise = jax.random.normal(jax.random.key(0), allowed.shape, dtype)
     guess = jnp.where(allowed, noise / (jnp.abs(diagonal) + 0.1) ** 2, 0)
     guess = guess / jnp.maximum(jnp.linalg.norm(guess.ravel()), float(jnp.finfo(dtype).tiny))
@@ -117,17 +124,24 @@ def lowest_curvature(
     start = _Subspace(zeros.at[0].set(guess), zeros, none, infinite, guess, infinite, count == 0)
 
     def unfinished(s: _Subspace) -> Bool[Array, ""]:
-        return (s.size < max_products) & (s.residual > tolerance) & ~s.exhausted
+        undecided = (s.residual > tolerance) | (s.size < nstart)
+        return (s.size < max_products) & undecided & ~s.exhausted
 
     end = jax.lax.while_loop(unfinished, expand, start)
     converged = (end.residual <= tolerance) | end.exhausted
     return Curvature(end.eigenvalue, end.direction, end.size, converged)
 
 
+def _twice(nocc):
+    if isinstance(nocc, Occupied):
+        return Occupied(jnp.concatenate([nocc.count, nocc.count]), nocc.width)
+    return nocc * 2
+
+
 def displaced(
     hamiltonian: SelfConsistent,
     scf: SCFResult,
-    nocc: tuple[int, ...],
+    nocc: Nocc,
     direction: Float[Array, "nspin nmo nocc"],
 ) -> SCFResult:
     """A start for `second_order` below a saddle point: a step along a direction of descent.

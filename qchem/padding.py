@@ -1,0 +1,264 @@
+"""Molecules filled up to common sizes, so that one compiled program serves many of them.
+
+What a program depends on is how many shells there are of which kind. Elements with the same kinds
+of shells are counted together, and each count is rounded up with atoms that have no charge, no
+electrons and no functions: rows of zeros, far away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.basis.layout import Basis
+from qchem.basis.library import Shell, shells_from_name
+from qchem.compilation import program
+from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
+from qchem.integrals.pairs import plan_pairs
+from qchem.properties import gradient
+from qchem.scf.hamiltonian import NONLOCAL_LEVEL, Hamiltonian, Method
+from qchem.scf.orbitals import Occupied
+from qchem.scf.solve import SCFResult
+from qchem.scf.start import Guess
+
+LARGEST = 150  # basis functions: beyond, a run costs more than a compilation
+_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_OCCUPIED = (0.5, 4.0, 8.0, 17.0)  # orbitals per atom that there is room for, by period
+_COLUMNS = 6  # charges of an atom's potential in the first guess come in multiples of this
+_FAR = 1e5  # bohr
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A method at the size of its bucket, and the programs that run on it.
+
+    Attributes:
+        method: Filled up; its `numbers` are zeros.
+        natom, nao: Of the molecule alone.
+        room: Occupied orbitals that there is room for; more make another program.
+    """
+
+    method: Method
+    natom: int
+    nao: int
+    room: int
+
+    @classmethod
+    def unchanged(cls, method: Method) -> Padded:
+        """Nothing is filled up."""
+        return cls(method, len(method.numbers), method.basis.nao, 0)
+
+    @classmethod
+    def build(
+        cls,
+        method: Method,
+        basis: str | Mapping[str, str],
+        aux: str | Mapping[str, str] | None,
+        grid: int | tuple[int, int],
+    ) -> Padded:
+        """A method filled up, or unchanged where the result would be larger than `LARGEST`.
+
+        Args:
+            method: Of the molecule.
+            basis, aux, grid: Names and level that it was built from.
+        """
+        numbers = method.numbers
+        shells = shells_from_name(basis, numbers)
+        aux_shells = {} if aux is None else shells_from_name(aux, numbers, auxiliary=True)
+
+        def kind(number):
+            return period_of(number), _kinds(shells[number]), _kinds(aux_shells.get(number, ()))
+
+        ghosts = _ghosts(numbers, kind)
+        everything, natom = numbers + ghosts, len(numbers)
+        full = _basis(everything, shells, method.basis)
+        if full.nao > LARGEST:
+            return cls.unchanged(method)
+        charges, widths = method.screened
+        more, columns = (0, len(ghosts)), (0, -charges.shape[1] % _COLUMNS)
+        filled = replace(
+            method,
+            numbers=(0,) * len(everything),
+            basis=_without(full, natom),
+            aux=method.aux and _without(_basis(everything, aux_shells, method.aux), natom),
+            grid=method.grid and _filled_grid(method.grid, everything, grid),
+            nonlocal_grid=method.nonlocal_grid
+            and _filled_grid(method.nonlocal_grid, everything, NONLOCAL_LEVEL),
+            charges=np.pad(method.charges, more),
+            pairs=plan_pairs(full),
+            screened=(
+                np.pad(charges, (more, columns)),
+                np.pad(widths, (more, columns), constant_values=1.0),
+            ),
+        )
+        room = ceil(sum(_OCCUPIED[period_of(number)] for number in everything))
+        return cls(filled, natom, method.basis.nao, room)
+
+    @property
+    def share(self) -> float:
+        """Part of the basis functions that are padding."""
+        return 1 - self.nao / self.method.basis.nao
+
+    def occupied(self, nocc: tuple[int, ...]) -> Occupied:
+        """Numbers of occupied orbitals, as the programs want them."""
+        width, most = self.room, max(nocc)
+        if most > width:
+            width = min(-(-most // 4) * 4, self.method.basis.nao) if width else most
+        return Occupied(np.asarray(nocc, np.int32), width)
+
+    def positions(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[np.ndarray, _]:
+        """With those of the atoms that fill up."""
+        positions = np.asarray(positions)
+        nmore = len(self.method.numbers) - self.natom
+        more = np.zeros((nmore, 3), positions.dtype)
+        more[:, 0] = np.abs(positions).max() + _FAR * np.arange(1, nmore + 1)
+        return np.concatenate([positions, more])
+
+    def orbitals(
+        self, orbitals: Float[Array | np.ndarray, "nspin nao norbital"], ncolumn: int | None = None
+    ) -> Float[np.ndarray, _]:
+        """With zeros for the functions, and up to `ncolumn` the orbitals, that there are not."""
+        orbitals = np.asarray(orbitals)
+        _, nao, norbital = orbitals.shape
+        more = (0, self.method.basis.nao - nao), (0, max(0, (ncolumn or norbital) - norbital))
+        return np.pad(orbitals, ((0, 0), *more))
+
+    def guess(self, guess: Guess) -> Guess:
+        """The same with orbitals of the padded size."""
+        if guess.factor is None or not self.room:
+            return guess
+        norbital = guess.factor.shape[2]
+        ncolumn = self.room if norbital <= self.room else self.method.basis.nao
+        return replace(guess, factor=self.orbitals(guess.factor, ncolumn))
+
+    def hamiltonian(
+        self, positions: Float[Array | np.ndarray, "natom 3"]
+    ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
+        """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's."""
+        method, dispersion = _parted(self.method)
+        hamiltonian, screened = _hamiltonian(method, self.positions(positions))
+        if dispersion is not None:
+            hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(jnp.asarray(positions)))
+        return hamiltonian, screened
+
+    def gradient(
+        self,
+        positions: Float[Array | np.ndarray, "natom 3"],
+        orbitals: Float[Array | np.ndarray, "nspin nao norbital"],
+        occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
+    ) -> Float[np.ndarray, "natom 3"]:
+        """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
+        method, dispersion = _parted(self.method)
+        orbitals = self.orbitals(orbitals, self.room or None)
+        if occupation is not None:
+            missing = orbitals.shape[2] - occupation.shape[1]
+            occupation = np.pad(np.asarray(occupation), ((0, 0), (0, missing)))
+        slope = _gradient(method, self.positions(positions), orbitals, occupation)
+        slope = np.asarray(slope)[: self.natom]
+        if dispersion is not None:
+            slope = slope + np.asarray(jax.grad(dispersion.energy)(jnp.asarray(positions)))
+        return slope
+
+    def grown(self, scf: SCFResult, nocc: tuple[int, ...]) -> SCFResult:
+        """The reverse of `cut`, where no occupation is fractional."""
+        nao, own = self.method.basis.nao, self.nao
+        square, row = (0, nao - own), ((0, 0), (0, nao - own))
+        width = self.occupied(nocc).width
+        return replace(
+            scf,
+            mo_coeff=self.orbitals(scf.mo_coeff, nao),
+            mo_energy=np.pad(scf.mo_energy, row, constant_values=np.inf),
+            mo_occ=np.pad(scf.mo_occ, row),
+            dm=np.pad(scf.dm, ((0, 0), square, square)),
+            fock=np.pad(scf.fock, ((0, 0), square, square)),
+            factor=self.orbitals(scf.factor, width),
+        )
+
+    def cut(self, scf: SCFResult, nocc: tuple[int, ...]) -> SCFResult:
+        """What belongs to the molecule, as NumPy arrays."""
+        scf = jax.tree.map(np.asarray, scf)
+        nao = self.nao
+        fractional = scf.factor.shape[2] == self.method.basis.nao
+        return replace(
+            scf,
+            mo_coeff=scf.mo_coeff[:, :nao, :nao],
+            mo_energy=scf.mo_energy[:, :nao],
+            mo_occ=scf.mo_occ[:, :nao],
+            dm=scf.dm[:, :nao, :nao],
+            fock=scf.fock[:, :nao, :nao],
+            factor=scf.factor[:, :nao, : nao if fractional else max(nocc)],
+        )
+
+
+def _ghosts(numbers: tuple[int, ...], kind) -> tuple[int, ...]:
+    """Atoms that fill up the number of each kind."""
+    count = Counter(kind(number) for number in numbers)
+    of_kind = {kind(number): number for number in numbers}
+    ghosts: list[int] = []
+    for key in sorted(count):
+        size = next((size for size in _COUNTS if size >= count[key]), count[key])
+        ghosts += [of_kind[key]] * (size - count[key])
+    return tuple(ghosts)
+
+
+def _kinds(shells: Sequence[Shell]) -> tuple[tuple[int, int], ...]:
+    """Angular momentum and number of primitives of each shell."""
+    return tuple(sorted((shell.l, len(shell.exponents)) for shell in shells))
+
+
+def _basis(numbers, shells, like: Basis) -> Basis:
+    """Of more atoms, with the shells of the same set."""
+    of_atoms = [shells[number] for number in numbers]
+    return Basis.from_shells(of_atoms, spherical=like.spherical, name=like.name)
+
+
+def _without(basis: Basis, natom: int) -> Basis:
+    """The functions on all but the first `natom` atoms are zero."""
+
+    def emptied(batch):
+        real = batch.atom < natom
+        return replace(batch, contraction=np.where(real[:, None], batch.contraction, 0.0))
+
+    return replace(basis, batches=tuple(emptied(batch) for batch in basis.batches))
+
+
+def _filled_grid(grid: Grid, numbers: tuple[int, ...], level: int | tuple[int, int]) -> Grid:
+    """With as many points as any elements of these periods have, the last ones of weight zero."""
+    natom, npoint = len(grid.adjustment), len(grid.reference.quadrature)
+    room = sum(_most_points(period_of(number), level) for number in numbers)
+    more = (0, max(0, room - npoint))
+    points = grid.reference
+    filled = GridPoints(
+        np.pad(points.atom, more, mode="edge"),
+        np.pad(points.offsets, (more, (0, 0)), mode="edge"),
+        np.pad(points.quadrature, more),
+    )
+    return Grid(filled, np.pad(grid.adjustment, (0, len(numbers) - natom)))
+
+
+@cache
+def _most_points(period: int, level: int | tuple[int, int]) -> int:
+    return max(npoint_of_element(number, level) for number in elements_of(period))
+
+
+def _parted(method):
+    """The dispersion apart: programs that call the host are not kept in JAX's cache on disk."""
+    return replace(method, dispersion=None), method.dispersion
+
+
+@program
+def _hamiltonian(method, positions):
+    return method.hamiltonian(jnp.asarray(positions))
+
+
+@program
+def _gradient(method, positions, orbitals, occupation):
+    return gradient(method, positions, orbitals, occupation)
