@@ -93,27 +93,49 @@ class PackedJK(AbstractJK):
         nao = dm.shape[0]
         i, j = np.tril_indices(nao)
         density = dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
-        ket = jnp.arange(i.size, dtype=jnp.int32)
+        ao = jnp.arange(nao, dtype=jnp.int32)
 
-        def row(a):
-            bra = _packed(a, jnp.arange(nao, dtype=jnp.int32))
-            integrals = self.eri[_packed(bra[:, None], ket[None])]
-            return jnp.dot(integrals, density, precision="highest")
+        def add(ket_sum, a):
+            rows = self._rows(a, nao)
+            bra_sum = jnp.dot(rows, density, precision="highest")
+            ket_sum = ket_sum + jnp.dot(density[_packed(a, ao)], rows, precision="highest")
+            return ket_sum, bra_sum
 
-        return jax.lax.map(row, jnp.arange(nao, dtype=jnp.int32))
+        zero = jnp.zeros_like(density)
+        ket_sum, bra_sum = jax.lax.scan(add, zero, ao)
+        return unpack(bra_sum[i, j] + ket_sum, nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
         dm = factor @ jnp.swapaxes(factor, 1, 2)
         nao = factor.shape[1]
-        ao = jnp.arange(nao, dtype=jnp.int32)
-        ket = _packed(ao[:, None], ao[None])
 
-        def row(a):
-            bra = _packed(a, ao)
-            integrals = self.eri[_packed(bra[:, None, None], ket[None])]  # b, c, d
-            return jnp.einsum("bcd,sbd->sc", integrals, dm, precision="highest")
+        def add(half, a):
+            rows = unpack(self._rows(a, nao), nao)  # b, c, d
+            of_a = jnp.broadcast_to(dm[:, a][:, None], dm.shape)
+            densities = jnp.stack([dm, of_a])  # one pass over the integrals for both
+            to_a, to_b = jnp.einsum("bcd,ksbd->ksbc", rows, densities, precision="highest")
+            below = (jnp.arange(nao, dtype=a.dtype) < a).astype(dm.dtype)
+            half = half + to_b * below[None, :, None]
+            return half.at[:, a].add(jnp.sum(to_a, axis=1)), None
 
-        return jnp.swapaxes(jax.lax.map(row, ao), 0, 1)
+        half, _ = jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(nao, dtype=jnp.int32))
+        return half + jnp.swapaxes(half, 1, 2)
+
+    def _rows(self, a, nao):
+        """(ab|cd) for each b <= a and cd <= ab, half where cd = ab; else zero.
+
+        Every integral stands in one of these rows, and each row is a piece of what is stored: with
+        the two sides exchanged the rows give all the others.
+        """
+        size = npair(nao)
+        b = jnp.arange(nao, dtype=a.dtype)
+        bra = a * (a + 1) // 2 + b
+        starts = jnp.where(b <= a, bra * (bra + 1) // 2, 0)
+        rows = jax.vmap(lambda start: jax.lax.dynamic_slice(self.eri, (start,), (size,)))(starts)
+        ket = jnp.arange(size, dtype=a.dtype)[None]
+        bra = jnp.where(b <= a, bra, -1)[:, None]
+        twice = (ket < bra).astype(rows.dtype) + (ket <= bra).astype(rows.dtype)
+        return rows * (0.5 * twice)
 
 
 def _packed(i, j):
