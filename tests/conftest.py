@@ -1,6 +1,7 @@
 """Settings of every test: float64, strict promotion, and annotations checked at run time."""
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
@@ -8,3 +9,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 install_import_hook(["qchem", "srdft"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop compiled programs after each module: all of them together need more memory mappings
+    than Linux gives a process (65530), and then XLA crashes."""
+    yield
+    jax.clear_caches()
