@@ -68,6 +68,26 @@ def compulsory_bytes(function: Callable, *args: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves if hasattr(x, "dtype"))
 
 
+def equations(function: Callable, *args: Any) -> int:
+    """How many the traced program has, those of loops and branches included."""
+    return _equations(eqx.filter_make_jaxpr(lambda *args: function(*args))(*args)[0])
+
+
+def _equations(jaxpr):
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    inner = [
+        x
+        for equation in jaxpr.eqns
+        for x in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+        if _is_jaxpr(x)
+    ]
+    return len(jaxpr.eqns) + sum(map(_equations, inner))
+
+
+def _is_jaxpr(x):
+    return isinstance(x, ClosedJaxpr | Jaxpr)
+
+
 def _of_jaxpr(jaxpr):
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum((_of_equation(equation) for equation in jaxpr.eqns), Operations())
@@ -82,7 +102,7 @@ def _of_equation(equation):
         raise ValueError(f"a loop of unknown length: {equation.source_info.traceback}")
     if name == "cond":
         return max((_of_jaxpr(branch) for branch in params["branches"]), key=lambda n: n.total)
-    inner = [x for x in params.values() if isinstance(x, ClosedJaxpr | Jaxpr)]
+    inner = [x for x in params.values() if _is_jaxpr(x)]
     if inner:
         return _of_jaxpr(inner[0])
     if name in _FREE or not any(map(_is_float, (*equation.invars, *equation.outvars))):

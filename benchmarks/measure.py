@@ -52,14 +52,19 @@ def measure(
     compile_s = perf_counter() - start
     value = jax.block_until_ready(compiled(*args))
     seconds = [stopwatch(compiled, *args)[1] for _ in range(repeats)]
-    memory = compiled.compiled.memory_analysis()
-    peak_bytes = (
+    peak_bytes = program_bytes(compiled.compiled)
+    return value, Measurement(compile_s, median(seconds), spread(seconds), peak_bytes)
+
+
+def program_bytes(compiled: Any) -> int:
+    """Arguments, results and temporary buffers of a compiled program."""
+    memory = compiled.memory_analysis()
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    return value, Measurement(compile_s, median(seconds), spread(seconds), peak_bytes)
 
 
 def stopwatch(function: Callable, *args: Any) -> tuple[Any, float]:

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import qchem
-from benchmarks.counting import operations
-from benchmarks.measure import configure_jax, count_compilations
+from benchmarks.counting import equations, operations
+from benchmarks.measure import configure_jax, count_compilations, program_bytes
 from benchmarks.report import RESULTS
 
 GROWTH = 1.05  # of a quantity; compilations may not grow at all
@@ -43,7 +42,7 @@ def version() -> str:
 
 
 def programs() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
-    """Name, function and arguments of each."""
+    """Name, function and arguments of each; shapes stand for what takes time to make."""
     positions = jnp.asarray(_WATER)
     rng = np.random.default_rng(0)
     for two_electron in ("df", "exact"):
@@ -53,19 +52,18 @@ def programs() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
         factor = jnp.asarray(rng.normal(size=(1, method.basis.nao, 5)))
         yield f"Hamiltonian, {two_electron}", method.hamiltonian, (positions,)
         yield f"gradient, {two_electron}", jax.grad(method.energy), (positions, factor)
-    hamiltonian, _ = jax.jit(lambda r: method.hamiltonian(r))(positions)
+    hamiltonian, _ = jax.eval_shape(lambda r: method.hamiltonian(r), positions)
     yield "Fock matrix, exact", lambda h, factor: h.energy_and_fock(factor), (hamiltonian, factor)
 
 
 def count(function: Callable, arguments: tuple[Any, ...]) -> dict[str, float]:
     """The quantities of one program."""
     compiled = jax.jit(lambda *args: function(*args)).lower(*arguments).compile()
-    memory = compiled.memory_analysis()
     return {
         "operations": operations(function, *arguments).total,
-        "equations": _equations(jax.make_jaxpr(lambda *args: function(*args))(*arguments)),
+        "equations": equations(function, *arguments),
         "xla_operations": compiled.cost_analysis()["flops"],
-        "peak_bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+        "peak_bytes": program_bytes(compiled),
     }
 
 
@@ -80,19 +78,6 @@ def compilations() -> dict[str, int]:
             qchem.energy(mol, "sto-3g", "hf").forces()
         found[name] = len(seconds)
     return found
-
-
-def _equations(jaxpr) -> int:
-    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    total = len(jaxpr.eqns)
-    for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr),
-        ):
-            if isinstance(value, ClosedJaxpr | Jaxpr):
-                total += _equations(value)
-    return total
 
 
 def grown(found: dict[str, Any], committed: dict[str, Any]) -> list[str]:

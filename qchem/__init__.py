@@ -7,7 +7,7 @@ from qchem.energy_function import EnergyFunction, Relaxed
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
 from qchem.molecule import SYMBOLS, Molecule
-from qchem.properties import gradient, moments
+from qchem.properties import dipole_moment, gradient, moments
 from qchem.result import Result, Stability
 from qchem.scf.guess import atomic_densities
 from qchem.scf.hamiltonian import Hamiltonian, Method
@@ -43,6 +43,7 @@ __all__ = [
     "canonical_orthogonalizer",
     "density_matrix",
     "diagonalize",
+    "dipole_moment",
     "energy",
     "energy_fn",
     "gradient",

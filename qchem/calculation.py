@@ -84,9 +84,9 @@ def energy(
     start = perf_counter()
     check_precision(molecule.positions)
     names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(_cached(_build, names), field)
     padded = _cached(_padded, names)
-    padded = replace(padded, method=_in_field(padded.method, field))
+    method = _in_field(padded.alone, field)
+    padded = replace(padded, alone=method, method=_in_field(padded.method, field))
     nocc = _occupied(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
     options = resolved_options(scf_options)
@@ -120,7 +120,7 @@ def energy(
         **options,
     }
     scf = padded.cut(scf, nocc)
-    return Result(molecule, method, padded, hamiltonian, scf, energies, settings, timings)
+    return Result(molecule, padded, hamiltonian, scf, energies, settings, timings)
 
 
 def energy_fn(

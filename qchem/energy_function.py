@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from qchem.errors import InputError
-from qchem.properties import moments
+from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix
@@ -102,11 +102,12 @@ class EnergyFunction(eqx.Module):
         scf = self.solve(positions)
         hamiltonian, _ = self.method.hamiltonian(positions)
         factor = relaxed_factor(hamiltonian, scf, self.nocc)
-        dipole, _ = moments(self.method, positions, factor)
+        dm = density_matrix(factor)
+        charges = jnp.asarray(self.method.charges, positions.dtype)
         return Relaxed(
             energy=hamiltonian.energy(factor),
-            dm=density_matrix(factor),
-            dipole=dipole,
+            dm=dm,
+            dipole=dipole_moment(charges, positions, hamiltonian.dipole, dm),
             converged=scf.converged,
         )
 

@@ -41,20 +41,19 @@ class Padded:
     """A method at the size of its bucket, and the programs that run on it.
 
     Attributes:
+        alone: Of the molecule itself.
         method: Filled up; its `numbers` are zeros.
-        natom, nao: Of the molecule alone.
         room: Occupied orbitals that there is room for; more make another program.
     """
 
+    alone: Method
     method: Method
-    natom: int
-    nao: int
     room: int
 
     @classmethod
     def unchanged(cls, method: Method) -> Padded:
         """Nothing is filled up."""
-        return cls(method, len(method.numbers), method.basis.nao, 0)
+        return cls(method, method, 0)
 
     @classmethod
     def build(
@@ -100,7 +99,17 @@ class Padded:
             ),
         )
         room = ceil(sum(_OCCUPIED[period_of(number)] for number in everything))
-        return cls(filled, natom, method.basis.nao, room)
+        return cls(method, filled, room)
+
+    @property
+    def natom(self) -> int:
+        """Of the molecule."""
+        return len(self.alone.numbers)
+
+    @property
+    def nao(self) -> int:
+        """Of the molecule."""
+        return self.alone.basis.nao
 
     @property
     def share(self) -> float:
@@ -109,10 +118,16 @@ class Padded:
 
     def occupied(self, nocc: tuple[int, ...]) -> Occupied:
         """Numbers of occupied orbitals, as the programs want them."""
-        width, most = self.room, max(nocc)
-        if most > width:
-            width = min(-(-most // 4) * 4, self.method.basis.nao) if width else most
-        return Occupied(np.asarray(nocc, np.int32), width)
+        return Occupied(np.asarray(nocc, np.int32), self.columns(max(nocc)))
+
+    def columns(self, norbital: int) -> int:
+        """How many orbitals the programs hold where the molecule has `norbital`."""
+        if not self.room:
+            return norbital
+        if norbital <= self.room:
+            return self.room
+        everything = self.method.basis.nao
+        return everything if norbital >= self.nao else min(-(-norbital // 4) * 4, everything)
 
     def positions(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[np.ndarray, _]:
         """With those of the atoms that fill up."""
@@ -123,20 +138,19 @@ class Padded:
         return np.concatenate([positions, more])
 
     def orbitals(
-        self, orbitals: Float[Array | np.ndarray, "nspin nao norbital"], ncolumn: int | None = None
-    ) -> Float[np.ndarray, _]:
+        self, orbitals: Float[Array | np.ndarray, "nspin nao norbital"], ncolumn: int
+    ) -> Float[np.ndarray, "nspin padded {ncolumn}"]:
         """With zeros for the functions, and up to `ncolumn` the orbitals, that there are not."""
         orbitals = np.asarray(orbitals)
         _, nao, norbital = orbitals.shape
-        more = (0, self.method.basis.nao - nao), (0, max(0, (ncolumn or norbital) - norbital))
+        more = (0, self.method.basis.nao - nao), (0, ncolumn - norbital)
         return np.pad(orbitals, ((0, 0), *more))
 
     def guess(self, guess: Guess) -> Guess:
         """The same with orbitals of the padded size."""
         if guess.factor is None or not self.room:
             return guess
-        norbital = guess.factor.shape[2]
-        ncolumn = self.room if norbital <= self.room else self.method.basis.nao
+        ncolumn = self.columns(guess.factor.shape[2])
         return replace(guess, factor=self.orbitals(guess.factor, ncolumn))
 
     def hamiltonian(
@@ -157,10 +171,11 @@ class Padded:
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
         method, dispersion = _parted(self.method)
-        orbitals = self.orbitals(orbitals, self.room or None)
+        norbital = orbitals.shape[2]
+        ncolumn = self.columns(norbital)
+        orbitals = self.orbitals(orbitals, ncolumn)
         if occupation is not None:
-            missing = orbitals.shape[2] - occupation.shape[1]
-            occupation = np.pad(np.asarray(occupation), ((0, 0), (0, missing)))
+            occupation = np.pad(np.asarray(occupation), ((0, 0), (0, ncolumn - norbital)))
         slope = _gradient(method, self.positions(positions), orbitals, occupation)
         slope = np.asarray(slope)[: self.natom]
         if dispersion is not None:
@@ -171,7 +186,6 @@ class Padded:
         """The reverse of `cut`, where no occupation is fractional."""
         nao, own = self.method.basis.nao, self.nao
         square, row = (0, nao - own), ((0, 0), (0, nao - own))
-        width = self.occupied(nocc).width
         return replace(
             scf,
             mo_coeff=self.orbitals(scf.mo_coeff, nao),
@@ -179,14 +193,14 @@ class Padded:
             mo_occ=np.pad(scf.mo_occ, row),
             dm=np.pad(scf.dm, ((0, 0), square, square)),
             fock=np.pad(scf.fock, ((0, 0), square, square)),
-            factor=self.orbitals(scf.factor, width),
+            factor=self.orbitals(scf.factor, self.columns(max(nocc))),
         )
 
     def cut(self, scf: SCFResult, nocc: tuple[int, ...]) -> SCFResult:
         """What belongs to the molecule, as NumPy arrays."""
         scf = jax.tree.map(np.asarray, scf)
         nao = self.nao
-        fractional = scf.factor.shape[2] == self.method.basis.nao
+        fractional = scf.factor.shape[2] == self.method.basis.nao  # then no column is empty
         return replace(
             scf,
             mo_coeff=scf.mo_coeff[:, :nao, :nao],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import npair, pair_distributions
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix, spin_square
+
+AnyArray = Array | np.ndarray
 
 
 def gradient(
@@ -40,7 +43,18 @@ def moments(
     overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
     packed = jnp.stack([overlap, *packed_dipole(pairs, size)])
     overlap, *dipole = unpack(packed, method.basis.nao)
-    density = jnp.sum(density_matrix(factor), axis=0)
-    electrons = jnp.stack([jnp.vdot(x, density) for x in dipole])
+    dm = density_matrix(factor)
     charges = jnp.asarray(method.charges, positions.dtype)
-    return charges @ positions - electrons, spin_square(factor, overlap)
+    moment = dipole_moment(charges, positions, jnp.stack(dipole), dm)
+    return moment, spin_square(factor, overlap)
+
+
+def dipole_moment(
+    charges: Float[AnyArray, " natom"],
+    positions: Float[AnyArray, "natom 3"],
+    matrices: Float[AnyArray, "3 nao nao"],
+    dm: Float[AnyArray, "nspin nao nao"],
+) -> Float[AnyArray, " 3"]:
+    """Dipole moment about the origin of the dipole matrices, e bohr; of either kind of arrays."""
+    electrons = (matrices * dm.sum(axis=0)[None]).sum(axis=(1, 2))
+    return charges @ positions - electrons

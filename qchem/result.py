@@ -14,6 +14,7 @@ from jaxtyping import Float
 from qchem.errors import InputError
 from qchem.molecule import Molecule
 from qchem.padding import Padded
+from qchem.properties import dipole_moment
 from qchem.scf.converge import curvature
 from qchem.scf.hamiltonian import ENERGIES, Hamiltonian, Method
 from qchem.scf.orbitals import spin_square
@@ -61,7 +62,6 @@ class Result:
     def __init__(
         self,
         molecule: Molecule,
-        method: Method,
         padded: Padded,
         hamiltonian: Hamiltonian,
         scf: SCFResult,
@@ -69,7 +69,8 @@ class Result:
         settings: dict[str, Any],
         timings: dict[str, float],
     ):
-        self.molecule, self.method, self.scf, self._padded = molecule, method, scf, padded
+        self.molecule, self.scf, self._padded = molecule, scf, padded
+        self.method: Method = padded.alone
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
@@ -78,14 +79,13 @@ class Result:
         self.cycles, self.residual = int(scf.cycles), float(scf.residual)
         self.mo_coeff, self.mo_energy = np.asarray(scf.mo_coeff), np.asarray(scf.mo_energy)
         self.mo_occ, self.dm = np.asarray(scf.mo_occ), np.asarray(scf.dm)
-        self.nao, self.nelectron = method.basis.nao, molecule.nelectron
+        self.nao, self.nelectron = padded.nao, molecule.nelectron
         self.settings, self.timings = settings, timings
         frontier = [_frontier(e, n) for e, n in zip(self.mo_energy, self.mo_occ, strict=True)]
         homo, lumo = (list(values) for values in zip(*frontier, strict=True))
         self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
         matrices = np.asarray(hamiltonian.dipole)[:, : self.nao, : self.nao]
-        electrons = np.tensordot(matrices, self.dm.sum(axis=0), 2)
-        self.dipole = method.charges @ molecule.positions - electrons
+        self.dipole = dipole_moment(self.method.charges, molecule.positions, matrices, self.dm)
         overlap = np.asarray(hamiltonian.overlap)[: self.nao, : self.nao]
         self.s2 = 0.0 if len(self.dm) == 1 else float(spin_square(scf.factor, overlap))
 

@@ -125,7 +125,7 @@ def _predict(family, model, positions):
     for _ in range(MAX_STEPS + 1):
         energy, fock = hamiltonian.energy_and_fock(factor)
         mo_coeff, mo_energy = orbitals(fock, hamiltonian.overlap)
-        dipole, _ = qchem.moments(family.method, positions, factor)
+        dipole = _dipole(family, positions, hamiltonian.dipole, qchem.density_matrix(factor))
         steps.append(
             {
                 "energy": energy,
@@ -143,13 +143,18 @@ def _predict(family, model, positions):
 @program
 def _solve(family, positions, fock):
     scf = family.solve(positions)
-    dipole, _ = qchem.moments(family.method, positions, scf.factor)
+    matrices = family.place(positions).hamiltonian.dipole
     return Reference(
         scf=scf,
         cycles_model=family.solve(positions, fock).cycles,
-        dipole=dipole,
+        dipole=_dipole(family, positions, matrices, scf.dm),
         gradient=family.held_gradient(scf.factor, positions),
     )
+
+
+def _dipole(family, positions, matrices, dm):
+    charges = jnp.asarray(family.method.charges, positions.dtype)
+    return qchem.dipole_moment(charges, positions, matrices, dm)
 
 
 def _occupied(mo_coeff, nocc):
