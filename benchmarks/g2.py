@@ -2,9 +2,10 @@
 
 The 148 neutral molecules of ASE's `g2` collection (structures at MP2/6-31G*; Curtiss et al., J.
 Chem. Phys. 106, 1063 (1997)), in 6-31G* with spherical functions, by Hartree-Fock, PBE and B3LYP.
-Both programs use their defaults; PySCF goes on with its second-order solver where DIIS fails.
-`error` is our energy less PySCF's, hartree: positive is worse. Rows are appended to the file as
-they come, and those that it has are not calculated again.
+Both programs use their defaults, but ours follows instabilities of open shells, and PySCF goes on
+with its second-order solver where DIIS fails. `error` is our energy less PySCF's, hartree: positive
+is worse. Rows are appended to the file as they come, and those that it has are not calculated
+again.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from qchem.grids import period_of
 
 COLUMNS = (
     "molecule xc multiplicity nao energy pyscf error converged cycles products stages s2 pyscf_s2 "
-    "seconds pyscf_seconds peak_mib"
+    "seconds pyscf_seconds peak_mib commit"
 ).split()
 TOLERANCE = 1e-6  # hartree above PySCF
 PER_PROCESS = 40  # rows; compiled programs of other sizes only take memory
@@ -69,7 +70,8 @@ def run(name: str, xc: str, options: Options) -> dict[str, Any]:
     configure_jax()
     mol = molecule(name)
     start = perf_counter()
-    result = qchem.energy(mol, options.basis, xc, grid=options.grid)
+    follow = mol.multiplicity > 1
+    result = qchem.energy(mol, options.basis, xc, grid=options.grid, follow_instability=follow)
     row = {
         "molecule": name,
         "xc": xc,
@@ -107,17 +109,23 @@ def main(options: Options) -> None:
             row = pool.submit(run, name, xc, options).result()
             table.append(row)
             print(f"{n + 1}/{len(missing)}", *(row.get(c, "-") for c in COLUMNS), flush=True)
-    rows = [row for row in table.rows() if (row["molecule"], row["xc"]) in set(wanted)]
+    for xc in options.xc:
+        sum_up(xc, [row for row in table.rows() if (row["molecule"], row["xc"]) in set(wanted)])
+
+
+def sum_up(xc: str, rows: list[dict[str, str]]) -> None:
+    """Print what came out with one functional."""
+    rows = [row for row in rows if row["xc"] == xc]
     failed = [row for row in rows if row["converged"] != "True"]
     above = [row for row in rows if row["error"] and float(row["error"]) > TOLERANCE]
     below = [row for row in rows if row["error"] and float(row["error"]) < -TOLERANCE]
     seconds = np.sum([float(row["seconds"]) for row in rows])
     print(
-        f"{len(rows)} rows in {seconds:.0f} s: {len(failed)} not converged, {len(above)} above "
-        f"PySCF by more than {TOLERANCE:g} hartree, {len(below)} below"
+        f"{xc}: {len(rows)} molecules in {seconds:.0f} s, {len(failed)} not converged, "
+        f"{len(above)} above PySCF by more than {TOLERANCE:g} hartree, {len(below)} below"
     )
     for row in [*failed, *above]:
-        print(row["molecule"], row["xc"], row["energy"], row["pyscf"], row["error"])
+        print(row["molecule"], row["energy"], row["pyscf"], row["error"])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.table import Table, result_row
 
 COLUMNS = (
     "case needs xc basis charge multiplicity nao energy newton followed error converged cycles "
-    "products stages s2 newton_s2 seconds pyscf_seconds peak_mib"
+    "products stages s2 newton_s2 seconds pyscf_seconds peak_mib commit"
 ).split()
 TOLERANCE = 1e-6  # hartree above PySCF
 

@@ -54,7 +54,7 @@ def environment() -> dict[str, Any]:
     """Command, commit, date, hardware, threads, versions, and how busy the machine was before."""
     return {
         "command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(),
         "threads": len(os.sched_getaffinity(0)),
@@ -67,7 +67,7 @@ def _identity(run: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in run.items() if key != "rows"}
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the checkout, marked where `qchem` has changed since; BENCHMARK_COMMIT goes first,
     for copies without a repository."""
     if given := os.environ.get("BENCHMARK_COMMIT"):

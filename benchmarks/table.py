@@ -8,7 +8,7 @@ from typing import Any
 
 import qchem
 from benchmarks.measure import peak_rss
-from benchmarks.report import environment
+from benchmarks.report import commit, environment
 
 
 def result_row(result: qchem.Result, start: float) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def result_row(result: qchem.Result, start: float) -> dict[str, Any]:
         "s2": f"{result.s2:.4f}",
         "seconds": f"{perf_counter() - start:.1f}",
         "peak_mib": peak_rss() // 2**20,
+        "commit": commit(),
     }
 
 
