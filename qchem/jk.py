@@ -30,7 +30,7 @@ from qchem.integrals.two_electron import (
 )
 
 _UNPACKED_BYTES = 1 << 28  # of three-index integrals unpacked at once for the exchange
-_METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_fit_ranges`
+_METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 
 
 class ExchangeWeights(NamedTuple):
@@ -197,22 +197,15 @@ class DensityFittedJK(AbstractJK):
 
         else:
             integrals = partial(_fitting_integrals, nao, naux)
-        return _fit_ranges(*over_ranges(integrals, omega, pairs, aux), omega)
+        ranges = _separated(*over_ranges(integrals, omega, pairs, aux), omega)
+        return tuple(cls.fit(*both) for both in ranges)
 
     @classmethod
     def fit(
         cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
     ) -> DensityFittedJK:
         """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        # Functions that are zero everywhere, of atoms that fill up, take no part.
-        two = two + jnp.diag((jnp.diagonal(two) == 0).astype(two.dtype))
-        # A failure is a matrix of NaN.
-        failed = jnp.isnan(jnp.linalg.cholesky(jax.lax.stop_gradient(two))[-1, -1])
-        lower = jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))
-        fitted = jax.lax.linalg.triangular_solve(
-            lower, three, left_side=False, lower=True, transpose_a=True
-        )
-        return cls(fitted)
+        return cls(_solved(_lower(two), three, transpose_a=True))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
@@ -222,32 +215,23 @@ class DensityFittedJK(AbstractJK):
         return unpack(jnp.dot(self.fitted, charge, precision="highest"), nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
-        nspin, nao, nocc = factor.shape
-        naux = self.fitted.shape[1]
-        chunk = max(1, min(naux, _UNPACKED_BYTES // (8 * nao * nao)))
-        nchunk = -(-naux // chunk)
-        ao = np.arange(nao)
-        index = _packed(jnp.asarray(ao)[:, None], jnp.asarray(ao)[None])
+        nspin, nao, _ = factor.shape
 
-        def part(columns):
-            square = columns[index]  # a, b, P
-            half = jnp.einsum("bap,sbi->siap", square, factor, precision="highest")
-            return jnp.einsum("siap,sicp->sac", half, half, precision="highest")
+        def add(exchange, _, columns, fresh):
+            half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
+            counted = half * fresh[None, None, None]
+            return exchange + jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
 
-        if nchunk == 1:
-            return part(self.fitted)
-        padded = jnp.pad(self.fitted, ((0, 0), (0, nchunk * chunk - naux)))
-        chunks = jnp.moveaxis(padded.reshape(-1, nchunk, chunk), 1, 0)
         zero = jnp.zeros((nspin, nao, nao), factor.dtype)
-        return jax.lax.scan(lambda k, c: (k + jax.checkpoint(part)(c), None), zero, chunks)[0]
+        return _over_columns(add, zero, self.fitted, nao)
 
 
 def _fitting_integrals(nao, naux, pairs, aux):
     return coulomb_3c(pairs, aux, npair(nao), naux), coulomb_2c(aux, naux)
 
 
-def _fit_ranges(three, two, omega):
-    """Builders from (ab|P) and (P|Q) of `over_ranges`; the metric is that of the interaction.
+def _separated(three, two, omega):
+    """(ab|P) and (P|Q) of each interaction from those of `over_ranges`.
 
     Tight functions of the same moments do not differ in erf(omega r)/r: their metric is singular
     to rounding. A small multiple of the unit matrix makes it regular, smoothly in the positions;
@@ -258,11 +242,27 @@ def _fit_ranges(three, two, omega):
         three, two = (jnp.stack([x[0], x[0] - x[1]]) for x in (three, two))
     elif omega > 0:
         two = two.at[1].set(_shifted(two[1]))
-    return tuple(DensityFittedJK.fit(*both) for both in zip(three, two, strict=True))
+    return tuple(zip(three, two, strict=True))
+
+
+def _lower(two):
+    """L of the metric L L^T."""
+    # Functions that are zero everywhere, of atoms that fill up, take no part.
+    two = two + jnp.diag((jnp.diagonal(two) == 0).astype(two.dtype))
+    # A failure is a matrix of NaN.
+    failed = jnp.isnan(jnp.linalg.cholesky(jax.lax.stop_gradient(two))[-1, -1])
+    return jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))
+
+
+def _solved(lower, rows, *, transpose_a):
+    """X of X L = rows, or of X L^T = rows."""
+    return jax.lax.linalg.triangular_solve(
+        lower, rows, left_side=False, lower=True, transpose_a=transpose_a
+    )
 
 
 def _shifted(two):
-    """A metric made regular; see `_fit_ranges`."""
+    """A metric made regular; see `_separated`."""
     naux = two.shape[0]
     largest = jax.lax.stop_gradient(jnp.max(two))
     shift = jnp.maximum(_METRIC_SHIFT, naux * float(jnp.finfo(two.dtype).eps) * largest)
@@ -297,8 +297,9 @@ def fitted_energy(
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
-    Its derivative contracts derivatives of (ab|P) and (P|Q) with their weights in the energy, tile
-    by tile: none is ever stored.
+    The orbitals contract (ab|P) to the charge q_P of the density and to (ij|P) of their own
+    products; the metric meets only these. The derivative contracts derivatives of (ab|P) and (P|Q)
+    with their weights in the energy, tile by tile: none is ever stored.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
@@ -308,24 +309,142 @@ def fitted_energy(
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _fitted_energy(naux, coulomb, exchange, pairs, aux, factor):
     integrals = partial(_fitting_integrals, factor.shape[1], naux)
-    three, two = over_ranges(integrals, exchange.omega, pairs, aux)
-    return _energy_of_integrals(coulomb, exchange, three, two, factor)
+    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
+    return sum(
+        _Contracted.build(*both, factor, *weights).energy
+        for both, weights in zip(ranges, _weights(coulomb, exchange))
+    )
 
 
 @_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
     pairs, aux, factor = primals
     integrals = partial(_fitting_integrals, factor.shape[1], naux)
-    three, two = over_ranges(integrals, exchange.omega, pairs, aux)
-    energy = partial(_energy_of_integrals, coulomb, exchange)
-    value, slopes = jax.value_and_grad(energy, argnums=(0, 1, 2))(three, two, factor)
-    metric = 0.5 * (slopes[1] + jnp.swapaxes(slopes[1], 1, 2))
+    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
+    energies, slopes = [], []
+    for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
+        contracted = _Contracted.build(three, two, factor, *weights)
+        energies.append(contracted.energy)
+        slopes.append((*contracted.slopes(three, factor), contracted.metric_slope()))
+    three, of_factor, two = (jnp.stack(parts) for parts in zip(*slopes, strict=True))
+    if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
+        three, two = (jnp.stack([x[0] + x[1], -x[1]]) for x in (three, two))
 
     def weighted(pairs, aux):
-        return _weighted_ranges(pairs, aux, slopes[0], metric, exchange.omega)
+        return _weighted_ranges(pairs, aux, three, two, exchange.omega)
 
     tangent = jax.jvp(weighted, (pairs, aux), tangents[:2])[1]
-    return value, tangent + jnp.vdot(slopes[2], tangents[2])
+    return sum(energies), tangent + jnp.vdot(jnp.sum(of_factor, axis=0), tangents[2])
+
+
+def _weights(coulomb, exchange):
+    """Of Coulomb and exchange energy, for each interaction."""
+    return (coulomb, exchange.full), (0.0, exchange.attenuated)
+
+
+class _Contracted(eqx.Module):
+    """Coulomb and exchange energy of one interaction, and its derivatives.
+
+    E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. `charge` and `products`
+    are q_P and (ij|P) times V^-1.
+    """
+
+    energy: Float[Array, ""]
+    charge: Float[Array, " naux"]
+    products: Float[Array, "nspin nocc nocc naux"]
+    coulomb: float = eqx.field(static=True)
+    exchange: float = eqx.field(static=True)
+
+    @classmethod
+    def build(cls, three, two, factor, coulomb: float, exchange: float) -> _Contracted:
+        """From (ab|P), (P|Q) and orbitals."""
+        nspin, nao, nocc = factor.shape
+        naux = two.shape[0]
+        lower = _lower(two)
+        charge = jnp.dot(_packed_density(factor), three, precision="highest")
+        charge = _solved(lower, charge[None], transpose_a=True)
+        energy = 0.5 * coulomb * jnp.sum(charge**2)
+        products = jnp.zeros((nspin, nocc, nocc, naux), factor.dtype)
+        if exchange:
+
+            def add(products, start, columns, _):
+                half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
+                part = jnp.einsum("siap,saj->sijp", half, factor, precision="highest")
+                return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
+
+            products = _over_columns(add, products, three, nao)
+            rows = _solved(lower, products.reshape(-1, naux), transpose_a=True)
+            energy = energy - 0.5 * exchange * jnp.sum(rows**2)
+            products = _solved(lower, rows, transpose_a=False).reshape(products.shape)
+        charge = _solved(lower, charge, transpose_a=False)[0]
+        return cls(energy, charge, products, coulomb, exchange)
+
+    def metric_slope(self) -> Float[Array, "naux naux"]:
+        """dE/d(P|Q)."""
+        slope = -0.5 * self.coulomb * self.charge[:, None] * self.charge[None]
+        if self.exchange:
+            rows = self.products.reshape(-1, self.charge.size)
+            slope = slope + 0.5 * self.exchange * jnp.dot(rows.T, rows, precision="highest")
+        return slope
+
+    def slopes(self, three, factor):
+        """dE/d(ab|P), each pair of AOs once, and dE/d(factor)."""
+        nao = factor.shape[1]
+        coulomb = self.coulomb * unpack(jnp.dot(three, self.charge, precision="highest"), nao)
+        of_factor = 2 * jnp.einsum("ab,sbi->sai", coulomb, factor, precision="highest")
+        of_three = self.coulomb * _packed_density(factor)[:, None] * self.charge[None]
+        if not self.exchange:
+            return of_three, of_factor
+        i, j = np.tril_indices(nao)
+        twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
+
+        def add(sums, start, columns, fresh):
+            of_three, of_factor = sums
+            size = columns.shape[2]
+            products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
+            products = products * fresh[None, None, None]
+            half = jnp.einsum("sai,sijp->sajp", factor, products, precision="highest")
+            part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
+            of_factor = of_factor - 2 * self.exchange * part
+            square = jnp.einsum("sajp,sbj->abp", half, factor, precision="highest")
+            old = jax.lax.dynamic_slice_in_dim(of_three, start, size, 1)
+            new = old - self.exchange * twice * square[i, j]
+            return jax.lax.dynamic_update_slice_in_dim(of_three, new, start, 1), of_factor
+
+        return _over_columns(add, (of_three, of_factor), three, nao)
+
+
+def _packed_density(factor):
+    """The total density matrix, elements off the diagonal doubled, each once."""
+    i, j = np.tril_indices(factor.shape[1])
+    dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
+    return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
+
+
+def _over_columns(add, sums, three, nao):
+    """Goes through (ab|P) unpacked, some P at a time.
+
+    Args:
+        add: Of the sums, the first P, (a, b, P) and, for each P, 1, or 0 where it was there before.
+        sums: What `add` changes.
+        three: (ab|P), packed.
+        nao: Number of AOs.
+    """
+    naux = three.shape[1]
+    ao = np.arange(nao)
+    index = _packed(jnp.asarray(ao)[:, None], jnp.asarray(ao)[None])
+    size = max(1, min(naux, _UNPACKED_BYTES // (three.dtype.itemsize * nao * nao)))
+    if size == naux:
+        return add(sums, 0, three[index], jnp.ones(naux, three.dtype))
+
+    @jax.checkpoint
+    def step(sums, first):
+        start = jnp.minimum(first, naux - size)
+        columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)[index]
+        fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(three.dtype)
+        return add(sums, start, columns, fresh), None
+
+    return jax.lax.scan(step, sums, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
 
 
 def _weighted_ranges(pairs, aux, three, two, omega):
@@ -342,14 +461,3 @@ def _weighted_ranges(pairs, aux, three, two, omega):
         (inverse, three, two),
     )
     return jnp.sum(terms)
-
-
-def _energy_of_integrals(coulomb, exchange, three, two, factor):
-    jks = _fit_ranges(three, two, exchange.omega)
-    dm = factor @ jnp.swapaxes(factor, 1, 2)
-    density = jnp.sum(dm, axis=0)
-    energy = 0.5 * coulomb * jnp.vdot(jks[0].coulomb(density), density)
-    for jk, weight in zip(jks, exchange, strict=False):  # full, attenuated
-        if weight:
-            energy = energy - 0.5 * weight * jnp.vdot(jk.exchange(factor), dm)
-    return energy

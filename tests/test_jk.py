@@ -198,6 +198,20 @@ def test_fitted_energy(weights):
     check_energy(energy, expected)
 
 
+def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
+    three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
+    metric = np.eye(7) + 0.1
+
+    def all_of_it():
+        parts = builders._Contracted.build(three, metric, FACTOR, 0.9, 0.4)
+        return parts.energy, parts.metric_slope(), *parts.slopes(three, FACTOR)
+
+    whole = all_of_it()
+    monkeypatch.setattr(builders, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
+    for one, other in zip(all_of_it(), whole, strict=True):
+        assert_allclose(one, other, rtol=1e-11)
+
+
 @pytest.mark.parametrize("weights", RANGES[1:], ids=["long", "short"])
 def test_exact_energy_of_separated_ranges(weights):
     def energy(positions, factor):
