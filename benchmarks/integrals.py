@@ -208,7 +208,7 @@ def attraction(basis, rows, positions, nuclei):
 
 
 def two(aux, positions):
-    return coulomb_2c(auxiliary_distributions(aux, positions), aux.nao)
+    return coulomb_2c(auxiliary_distributions(aux, positions))
 
 
 def three(basis, aux, rows, positions):
@@ -216,7 +216,7 @@ def three(basis, aux, rows, positions):
         pair_distributions(basis, rows, positions),
         auxiliary_distributions(aux, positions),
     )
-    return coulomb_3c(pairs, fitting, npair(basis.nao), aux.nao)
+    return coulomb_3c(pairs, fitting, npair(basis.nao))
 
 
 def four(basis, rows, positions):

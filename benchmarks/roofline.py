@@ -62,7 +62,7 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     mol = molecule(options.molecule)
     function = partial(qchem.energy_fn, mol.numbers, options.basis, options.xc, grid=options.grid)
     method = function(two_electron="df").method
-    basis, aux, nao, naux = method.basis, method.aux, method.basis.nao, method.aux.nao
+    basis, aux, nao = method.basis, method.aux, method.basis.nao
     positions, size = jnp.asarray(mol.positions), npair(nao)
     plan = partial(pair_distributions, basis, method.pairs)
     fitting = partial(auxiliary_distributions, aux)
@@ -73,12 +73,12 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
 
     yield "pair data", plan, (positions,)
     yield "R of (ab|P)", every_r, (pairs, charges)
-    three = partial(coulomb_3c, npair=size, naux=naux)
+    three = partial(coulomb_3c, npair=size)
     yield "(ab|P)", three, (pairs, charges)
     integrals = jax.jit(three)(pairs, charges)
 
     def solve(three, charges):
-        return DensityFittedJK.fit(three, coulomb_2c(charges, naux))
+        return DensityFittedJK.fit(three, coulomb_2c(charges))
 
     yield "metric and solve", solve, (integrals, charges)
     fitted = jax.jit(solve)(integrals, charges)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
 from qchem.integrals.two_electron import (
+    auxiliary_columns,
     coulomb_2c,
     coulomb_3c,
     coulomb_4c,
@@ -30,6 +31,7 @@ from qchem.integrals.two_electron import (
 )
 
 _UNPACKED_BYTES = 1 << 28  # of three-index integrals unpacked at once for the exchange
+_SOLVED_BYTES = 1 << 26  # of three-index integrals that the metric meets at once
 _METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 
 
@@ -190,13 +192,7 @@ class DensityFittedJK(AbstractJK):
         Args:
             reverse: To be differentiated in reverse mode alone, at less cost.
         """
-        if reverse:
-
-            def integrals(pairs, aux):
-                return fitting_integrals((pairs, aux), npair(nao), naux)
-
-        else:
-            integrals = partial(_fitting_integrals, nao, naux)
+        integrals = partial(_fitting_integrals, nao, naux, reverse=reverse)
         ranges = _separated(*over_ranges(integrals, omega, pairs, aux), omega)
         return tuple(cls.fit(*both) for both in ranges)
 
@@ -205,7 +201,7 @@ class DensityFittedJK(AbstractJK):
         cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
     ) -> DensityFittedJK:
         """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(_solved(_lower(two), three, transpose_a=True))
+        return cls(_fitted(_lower(two), three))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
@@ -226,8 +222,26 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao)
 
 
-def _fitting_integrals(nao, naux, pairs, aux):
-    return coulomb_3c(pairs, aux, npair(nao), naux), coulomb_2c(aux, naux)
+def _fitting_integrals(nao, naux, pairs, aux, reverse=False):
+    """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied."""
+    if reverse:
+        three, two = fitting_integrals((pairs, aux), npair(nao))
+    else:
+        three, two = coulomb_3c(pairs, aux, npair(nao)), coulomb_2c(aux)
+    if three.shape[1] == naux:
+        return three, two
+    columns = auxiliary_columns(aux, naux)
+    return three[:, columns], two[columns][:, columns]
+
+
+def _filled_up(aux, three, two):
+    """The reverse for weights of the integrals."""
+    naux, width = two.shape[0], sum(rows.index.size for rows in aux)
+    if naux == width:
+        return three, two
+    columns = auxiliary_columns(aux, naux)
+    three = jnp.zeros((three.shape[0], width), three.dtype).at[:, columns].set(three)
+    return three, jnp.zeros((width, width), two.dtype).at[columns[:, None], columns[None]].set(two)
 
 
 def _separated(three, two, omega):
@@ -252,6 +266,27 @@ def _lower(two):
     # A failure is a matrix of NaN.
     failed = jnp.isnan(jnp.linalg.cholesky(jax.lax.stop_gradient(two))[-1, -1])
     return jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))
+
+
+@jax.custom_jvp
+def _fitted(lower, three):
+    """`_solved` of (ab|P), block by block in the same memory."""
+    nrow, naux = three.shape
+    size = max(1, min(nrow, _SOLVED_BYTES // (three.dtype.itemsize * naux)))
+
+    def solve(start, size, three):
+        rows = jax.lax.dynamic_slice_in_dim(three, start, size, 0)
+        rows = _solved(lower, rows, transpose_a=True)
+        return jax.lax.dynamic_update_slice_in_dim(three, rows, start, 0)
+
+    whole = nrow // size
+    three = jax.lax.fori_loop(0, whole, lambda n, x: solve(n * size, size, x), three)
+    return solve(whole * size, nrow % size, three) if nrow % size else three
+
+
+@_fitted.defjvp
+def _fitted_jvp(primals, tangents):
+    return jax.jvp(partial(_solved, transpose_a=True), primals, tangents)
 
 
 def _solved(lower, rows, *, transpose_a):
@@ -321,20 +356,22 @@ def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
     pairs, aux, factor = primals
     integrals = partial(_fitting_integrals, factor.shape[1], naux)
     ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
-    energies, slopes = [], []
+    energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
         contracted = _Contracted.build(three, two, factor, *weights)
         energies.append(contracted.energy)
-        slopes.append((*contracted.slopes(three, factor), contracted.metric_slope()))
-    three, of_factor, two = (jnp.stack(parts) for parts in zip(*slopes, strict=True))
+        of_three, of_orbitals = contracted.slopes(three, factor)
+        of_factor.append(of_orbitals)
+        slopes.append((of_three, contracted.metric_slope()))
     if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
-        three, two = (jnp.stack([x[0] + x[1], -x[1]]) for x in (three, two))
+        whole, rest = slopes
+        slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
 
     def weighted(pairs, aux):
-        return _weighted_ranges(pairs, aux, three, two, exchange.omega)
+        return _weighted_ranges(pairs, aux, slopes, exchange.omega)
 
     tangent = jax.jvp(weighted, (pairs, aux), tangents[:2])[1]
-    return sum(energies), tangent + jnp.vdot(jnp.sum(of_factor, axis=0), tangents[2])
+    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[2])
 
 
 def _weights(coulomb, exchange):
@@ -447,14 +484,16 @@ def _over_columns(add, sums, three, nao):
     return jax.lax.scan(step, sums, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
 
 
-def _weighted_ranges(pairs, aux, three, two, omega):
-    """Sum of weights times the integrals of `over_ranges`."""
+def _weighted_ranges(pairs, aux, weights, omega):
+    """Sum of weights, of three- and two-index integrals, times the integrals of `over_ranges`."""
 
     def term(pairs, aux, three, two):
+        three, two = _filled_up(aux, three, two)
         return weighted_3c(pairs, aux, three) + weighted_2c(aux, two)
 
     if omega == 0:
-        return term(pairs, aux, three[0], two[0])
+        return term(pairs, aux, *weights[0])
+    three, two = (jnp.stack(parts) for parts in zip(*weights, strict=True))
     inverse = jnp.asarray([0.0, omega**-2], three.dtype)
     terms = jax.lax.map(
         lambda x: term(attenuated(pairs, x[0]), attenuated(aux, x[0]), x[1], x[2]),

@@ -17,7 +17,7 @@ from qchem.integrals.pairs import (
     pair_distributions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import coulomb_2c, coulomb_3c, coulomb_4c
+from qchem.integrals.two_electron import coulomb_4c
 from qchem.jk import ExchangeWeights
 from tests import oracle
 from tests.test_two_electron import AUX, NAO, NPAIR, POSITIONS, SMALL, dense, pairs
@@ -47,9 +47,13 @@ def build(name, positions):
 @pytest.fixture(scope="module")
 def integrals():
     """(ab|cd), exact and fitted, by plain linear algebra."""
-    compute = oracle.jit(lambda r: (dense(coulomb_4c(pairs(r), NPAIR)),
-                                    coulomb_3c(pairs(r), auxiliary(r), NPAIR, AUX.nao),
-                                    coulomb_2c(auxiliary(r), AUX.nao)))  # fmt: skip
+
+    @oracle.jit
+    def compute(positions):
+        rows, aux = pairs(positions), auxiliary(positions)
+        fitting = builders._fitting_integrals(NAO, AUX.nao, rows, aux)
+        return dense(coulomb_4c(rows, NPAIR)), *fitting
+
     exact, three, two = (np.asarray(x) for x in compute(POSITIONS))
     square = np.asarray(unpack(jnp.asarray(three.T), NAO))
     fitted = np.einsum("pab,pq,qcd->abcd", square, np.linalg.inv(two), square)
@@ -86,8 +90,7 @@ def test_dependent_auxiliary_functions_do_no_harm():
     def fitted(aux, positions):
         bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
         kets = auxiliary_distributions(aux, positions)
-        size = npair(SMALL.nao)
-        three, two = coulomb_3c(bras, kets, size, aux.nao), coulomb_2c(kets, aux.nao)
+        three, two = builders._fitting_integrals(SMALL.nao, aux.nao, bras, kets)
         two = two - 1e-14 * jnp.eye(aux.nao)  # rounding of the bad kind
         return two, builders.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
 
@@ -128,7 +131,7 @@ def test_separated_ranges(weights):
         fitted = builders.DensityFittedJK.build_separated(*lists, nao, naux, omega)
         far = [attenuated(rows, jnp.asarray(omega**-2)) for rows in lists]
         integrals = [
-            (coulomb_4c(b, size), coulomb_3c(b, a, size, naux), coulomb_2c(a, naux))
+            (coulomb_4c(b, size), *builders._fitting_integrals(nao, naux, b, a))
             for b, a in (lists, far)
         ]
         return [jk.exchange(factor) for jk in (*packed, *fitted)], integrals
@@ -200,13 +203,19 @@ def test_fitted_energy(weights):
 
 def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
-    metric = np.eye(7) + 0.1
+    metric = jnp.eye(7) + 0.1
 
     def all_of_it():
         parts = builders._Contracted.build(three, metric, FACTOR, 0.9, 0.4)
         return parts.energy, parts.metric_slope(), *parts.slopes(three, FACTOR)
 
-    whole = all_of_it()
+    def fit():
+        return builders.DensityFittedJK.fit(three, metric).fitted
+
+    whole, fitted = all_of_it(), fit()
+    monkeypatch.setattr(builders, "_SOLVED_BYTES", 8 * 7 * 4)  # rows
+    assert NPAIR % 4
+    assert_allclose(fit(), fitted, rtol=1e-12, atol=1e-14)
     monkeypatch.setattr(builders, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
     for one, other in zip(all_of_it(), whole, strict=True):
         assert_allclose(one, other, rtol=1e-11)

@@ -239,8 +239,10 @@ def fitting():
                                   jnp.asarray([[0.0, 0.8], [0.0, 0.3]]), POSITIONS)  # fmt: skip
     dm = oracle.random_like(np.zeros((NAO, NAO)), 2)
     dm = dm + dm.T
-    w3 = oracle.random_like(np.zeros((NPAIR, AUX.nao)), 8)
-    w2 = oracle.random_like(np.zeros((AUX.nao, AUX.nao)), 9)
+    width = sum(rows.index.size for rows in auxiliary_distributions(AUX, POSITIONS))
+    assert width > AUX.nao  # there is something that fills up
+    w3 = oracle.random_like(np.zeros((NPAIR, width)), 8)
+    w2 = oracle.random_like(np.zeros((width, width)), 9)
     w2 = w2 + w2.T
 
     @oracle.jit
@@ -250,8 +252,8 @@ def fitting():
         for inverse_omega2 in (0.0, 1e-12):
             lists = (rows, aux, (charges,))
             lists = [attenuated(x, jnp.asarray(inverse_omega2)) for x in lists]
-            three = coulomb_3c(lists[0], lists[1], NPAIR, AUX.nao)
-            two = coulomb_2c(lists[1], AUX.nao)
+            three = coulomb_3c(lists[0], lists[1], NPAIR)
+            two = coulomb_2c(lists[1])
             integrals.append((three, two, potential(lists[0], lists[2][0], NPAIR)))
         sums = (
             weighted_3c(rows, aux, w3),

@@ -112,7 +112,8 @@ def eri_2c(
 @eqx.filter_jit
 def _coulomb_2c(aux, positions, inverse_omega2):
     rows = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
-    return two_electron.coulomb_2c(rows, aux.nao)
+    place = two_electron.auxiliary_columns(rows, aux.nao)
+    return two_electron.coulomb_2c(rows)[place][:, place]
 
 
 def eri_3c(
@@ -126,7 +127,8 @@ def eri_3c(
 def _coulomb_3c(basis, aux, rows, positions, inverse_omega2):
     fitting = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
     pairs = attenuated(pair_distributions(basis, rows, positions), inverse_omega2)
-    return two_electron.coulomb_3c(pairs, fitting, npair(basis.nao), aux.nao)
+    place = two_electron.auxiliary_columns(fitting, aux.nao)
+    return two_electron.coulomb_3c(pairs, fitting, npair(basis.nao))[:, place]
 
 
 def eri(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qchem.chunking import chunked_sum, tiled_sum
 from qchem.integrals.coulomb import nhermite
@@ -65,16 +67,15 @@ def potential(
 
 
 def coulomb_3c(
-    pairs: tuple[Distribution, ...],
-    aux: tuple[Distribution, ...],
-    npair: int,
-    naux: int,
-) -> Float[Array, "npair naux"]:
-    """(ab|P) for packed pairs."""
-    columns = []
+    pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], npair: int
+) -> Float[Array, "npair ncolumn"]:
+    """(ab|P) for packed pairs; for P see `auxiliary_columns`."""
+    width = sum(rows.index.size for rows in aux)
+    total = jnp.zeros((npair, width), aux[0].coefficient.dtype)
+    end = 0
     for ket in aux:
         width = ket.index.size
-        total = jnp.zeros((npair, width), ket.coefficient.dtype)
+        start, end = end, end + width
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
             blocks = _blocks(bra, size, npair)
@@ -83,16 +84,15 @@ def coulomb_3c(
             def of_block(block, ket=ket):
                 return interaction(block, ket).reshape(-1, ket.index.size)
 
-            values = jax.lax.map(of_block, blocks)
-            total = total.at[blocks.index.ravel()].add(values.reshape(-1, width), mode="drop")
-        columns.append(total)
-    return jnp.concatenate(columns, axis=1)[:, _auxiliary_columns(aux, naux)]
+            values = jax.lax.map(of_block, blocks).reshape(-1, width)
+            total = total.at[blocks.index.ravel(), start:end].add(values, mode="drop")
+    return total
 
 
 @eqx.filter_custom_vjp
 def fitting_integrals(
-    lists: tuple[tuple[Distribution, ...], tuple[Distribution, ...]], npair: int, naux: int
-) -> tuple[Float[Array, "npair naux"], Float[Array, "naux naux"]]:
+    lists: tuple[tuple[Distribution, ...], tuple[Distribution, ...]], npair: int
+) -> tuple[Float[Array, "npair ncolumn"], Float[Array, "ncolumn ncolumn"]]:
     """(ab|P) and (P|Q), for reverse mode alone.
 
     What multiplies their derivatives is known there, so none of these is ever made.
@@ -101,16 +101,16 @@ def fitting_integrals(
         lists: Those of the AO pairs and of the auxiliary functions.
     """
     pairs, aux = lists
-    return coulomb_3c(pairs, aux, npair, naux), coulomb_2c(aux, naux)
+    return coulomb_3c(pairs, aux, npair), coulomb_2c(aux)
 
 
 @fitting_integrals.def_fwd
-def _fitting_integrals_fwd(perturbed, lists, npair, naux):
-    return fitting_integrals(lists, npair, naux), None
+def _fitting_integrals_fwd(perturbed, lists, npair):
+    return fitting_integrals(lists, npair), None
 
 
 @fitting_integrals.def_bwd
-def _fitting_integrals_bwd(residuals, weights, perturbed, lists, npair, naux):
+def _fitting_integrals_bwd(residuals, weights, perturbed, lists, npair):
     moving, fixed = eqx.partition(lists, perturbed)
     three, two = weights
 
@@ -121,8 +121,8 @@ def _fitting_integrals_bwd(residuals, weights, perturbed, lists, npair, naux):
     return jax.grad(change)(moving)
 
 
-def coulomb_2c(aux: tuple[Distribution, ...], naux: int) -> Float[Array, "naux naux"]:
-    """(P|Q)."""
+def coulomb_2c(aux: tuple[Distribution, ...]) -> Float[Array, "ncolumn ncolumn"]:
+    """(P|Q); for the order see `auxiliary_columns`."""
     block = {}
     for i, bra in enumerate(aux):
         for j, ket in enumerate(aux[: i + 1]):
@@ -142,13 +142,15 @@ def coulomb_2c(aux: tuple[Distribution, ...], naux: int) -> Float[Array, "naux n
                 block[j, i] = values.T
     n = len(aux)
     rows = [jnp.concatenate([block[i, j] for j in range(n)], axis=1) for i in range(n)]
-    place = _auxiliary_columns(aux, naux)
-    metric = jnp.concatenate(rows)[place][:, place]
+    metric = jnp.concatenate(rows)
     return 0.5 * (metric + metric.T)
 
 
-def _auxiliary_columns(aux, naux):
-    """Column of each auxiliary function where the lists follow each other, rows minor."""
+def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, naux]:
+    """Where each auxiliary function stands in `coulomb_3c` and `coulomb_2c`.
+
+    These go through one list after the other, rows minor; what fills up a list has a column too.
+    """
     index = jnp.concatenate([jnp.asarray(rows.index).T.ravel() for rows in aux])
     column = jnp.arange(index.size, dtype=jnp.int32)
     return jnp.zeros(naux, jnp.int32).at[index].set(column, mode="drop")
@@ -260,12 +262,13 @@ def potential_energy(
 def weighted_3c(
     pairs: tuple[Distribution, ...],
     aux: tuple[Distribution, ...],
-    weight: Float[Array, "npair naux"],
+    weight: Float[Array, "npair ncolumn"],
 ) -> Float[Array, ""]:
     """Sum of weight times `coulomb_3c`."""
-    total = jnp.zeros((), weight.dtype)
+    total, end = jnp.zeros((), weight.dtype), 0
     for ket in aux:
-        columns = weight.at[:, ket.index.T.ravel()].get(mode="fill", fill_value=0.0)
+        start, end = end, end + ket.index.size
+        columns = weight[:, start:end]
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
 
@@ -281,19 +284,24 @@ def weighted_3c(
 
 
 def weighted_2c(
-    aux: tuple[Distribution, ...], weight: Float[Array, "naux naux"]
+    aux: tuple[Distribution, ...], weight: Float[Array, "ncolumn ncolumn"]
 ) -> Float[Array, ""]:
     """Sum of a symmetric weight times `coulomb_2c`."""
     total = jnp.zeros((), weight.dtype)
+    ends = np.cumsum([0, *(rows.index.size for rows in aux)])
     for i, bra in enumerate(aux):
+        nrow, nfunction = bra.index.shape
+        place = np.arange(ends[i], ends[i + 1], dtype=np.int32).reshape(nfunction, nrow).T
+        bra = replace(bra, index=place)
         for j, ket in enumerate(aux[: i + 1]):
             size = _tile_rows(bra, *ket.width.shape, ket.order)
-            part = weight if i == j else 2.0 * weight
+            part = weight[:, ends[j] : ends[j + 1]]
+            part = part if i == j else 2.0 * part
 
             def of_block(shared, block):
                 part, ket = shared
-                at = block.index[:, :, None, None], ket.index.T[None, None]
-                chosen = part.at[at].get(mode="fill", fill_value=0.0)
+                chosen = part.at[block.index].get(mode="fill", fill_value=0.0)
+                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
                 return weighted_sum(block, ket, chosen)
 
             blocks = _blocks(bra, size, weight.shape[0])

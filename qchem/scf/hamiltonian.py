@@ -295,10 +295,8 @@ class Method(eqx.Module):
         weights = self._exchange_weights(1.0)
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
-            sizes = self.basis.nao, self.aux.nao
-            jks = DensityFittedJK.build_separated(
-                pairs, aux, *sizes, weights.omega, reverse=reverse
-            )
+            sizes = self.basis.nao, self.aux.nao, weights.omega
+            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
         elif weights.omega == 0:
             exact = self.two_electron == "exact"
             jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
