@@ -30,7 +30,7 @@ from qchem.integrals.two_electron import (
     weighted_3c,
 )
 
-_UNPACKED_BYTES = 1 << 28  # of three-index integrals unpacked at once for the exchange
+_UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
 _SOLVED_BYTES = 1 << 26  # of three-index integrals that the metric meets at once
 _METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 

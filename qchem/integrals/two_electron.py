@@ -74,8 +74,7 @@ def coulomb_3c(
     total = jnp.zeros((npair, width), aux[0].coefficient.dtype)
     end = 0
     for ket in aux:
-        width = ket.index.size
-        start, end = end, end + width
+        start, end = end, end + ket.index.size
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
             blocks = _blocks(bra, size, npair)
@@ -84,8 +83,11 @@ def coulomb_3c(
             def of_block(block, ket=ket):
                 return interaction(block, ket).reshape(-1, ket.index.size)
 
-            values = jax.lax.map(of_block, blocks).reshape(-1, width)
-            total = total.at[blocks.index.ravel(), start:end].add(values, mode="drop")
+            def add(total, block, of_block=of_block, start=start, end=end):
+                place = total.at[block.index.ravel(), start:end]
+                return place.add(of_block(block), mode="drop"), None
+
+            total = jax.lax.scan(add, total, blocks)[0]
     return total
 
 
