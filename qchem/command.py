@@ -50,10 +50,14 @@ def exit_code(command: Callable[[], int], *, debug: bool, failure: str) -> int:
 def configure_jax() -> None:
     """Use 64-bit numbers, and keep compiled programs in the user's cache directory.
 
-    JAX_COMPILATION_CACHE_DIR, where set, is left to say where; a directory that cannot be written
-    means no cache.
+    Each version of this package has a directory of its own there; those that have not been used for
+    a month are removed. JAX_COMPILATION_CACHE_DIR, where set, is left to say where; a directory
+    that cannot be written means no cache.
     """
     import jax
+
+    from qchem.compilation import remove_unused
+    from qchem.fingerprint import source
 
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -61,8 +65,11 @@ def configure_jax() -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     try:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srdft", "jax")
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "srdft")
+        directory = caches / source()[:16]
         directory.mkdir(parents=True, exist_ok=True)
+        directory.touch()  # it is in use
+        remove_unused(caches)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return
     if os.access(directory, os.W_OK):

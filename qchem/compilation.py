@@ -1,29 +1,226 @@
-"""Whole programs, compiled the way that is quickest on a CPU."""
+"""Whole programs: compiled the way that is quickest on a CPU, and kept for the next process.
 
+JAX's cache on disk spares XLA's part of a compilation. Tracing and lowering, which take as long as
+everything else of a short calculation, are spared by keeping the executable itself under a
+fingerprint of what the program is made from.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import threading
+import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
+
+from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
 
 # XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
 # makes is as fast (benchmarks/compile_options.py).
 QUICK = {"xla_cpu_use_fusion_emitters": False}
+FOLDER = "programs"  # within JAX's cache directory
+_UNUSED_DAYS = 30  # after which a program is removed
 
 
 def program(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`equinox.filter_jit` for what no other compiled function calls."""
+    """`equinox.filter_jit` for whole programs.
 
-    @cache
-    def compiled():
-        return eqx.filter_jit(function, compiler_options=_options())
+    Where JAX has a cache directory, the compiled program is kept there and found by a later process
+    without tracing, if `function` and all static parts of its arguments are of this package or of
+    those that it depends on.
+    """
+    known: dict[Any, _Executable] = {}
+    lock = threading.Lock()
+
+    within = eqx.filter_jit(function)  # another program, which has options of its own
 
     @wraps(function)
     def call(*args, **kwargs):
-        return compiled()(*args, **kwargs)
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        if jax.config.jax_disable_jit or any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return within(*args, **kwargs)
+        arrays = [x for x in leaves if _is_array(x)]
+        fixed = [_Abstract.of(x) if _is_array(x) else x for x in leaves]
+        settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+        key = tree, tuple((type(x), x) for x in fixed), settings, jax.config.jax_default_device
+        with lock:
+            executable = known.get(key)
+            if executable is None:
+                executable = known[key] = _Executable.of(function, tree, fixed, arrays)
+        return executable(arrays)
 
     return call
+
+
+def _is_array(x):
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+class _Abstract(eqx.Module):
+    """What a program knows of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    weak_type: bool
+    sharding: jax.sharding.Sharding | None  # None where JAX may choose
+
+    @classmethod
+    def of(cls, x) -> _Abstract:
+        if not isinstance(x, jax.Array):
+            return cls(x.shape, x.dtype, False, None)
+        return cls(x.shape, x.dtype, x.weak_type, x.sharding if x.committed else None)
+
+
+class _Hole:
+    """Stands for an array in what a program returns."""
+
+
+class _Executable:
+    """A compiled program: from arrays to the tree that the function returns."""
+
+    def __init__(self, compiled: Callable[..., Any], skeleton: Any):
+        self._compiled = compiled
+        self._leaves, self._tree = jax.tree.flatten(skeleton)
+
+    @classmethod
+    def of(cls, function, tree, fixed, arrays) -> _Executable:
+        """From the disk, or else compiled."""
+        path = _path(function, tree, fixed)
+        found = None if path is None else cls._loaded(path, arrays)
+        if found is None:
+            hits = _hits()
+            before = len(hits)
+            compiled, skeleton = _compiled(function, tree, fixed, arrays)
+            found = cls(compiled, skeleton)
+            # What XLA has read from JAX's cache it cannot write again (jaxlib 0.10, CPU).
+            if path is not None and len(hits) == before:
+                _keep(path, compiled, skeleton)
+        return found
+
+    @classmethod
+    def _loaded(cls, path, arrays) -> _Executable | None:
+        try:
+            content = path.read_bytes()
+            path.touch()  # it is in use
+        except OSError:
+            return None
+        try:
+            serialized, in_tree, out_tree, skeleton = pickle.loads(content)
+            devices = _devices(arrays)
+            _prepare_linear_algebra()
+            return cls(
+                deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices),
+                skeleton,
+            )
+        except Exception as error:  # truncated, or of a runtime that differs after all
+            warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
+            return None
+
+    def __call__(self, arrays):
+        values = iter(self._compiled(*arrays))
+        leaves = [next(values) if isinstance(x, _Hole) else x for x in self._leaves]
+        return jax.tree.unflatten(self._tree, leaves)
+
+
+def _compiled(function, tree, fixed, arrays):
+    """The function of the arrays alone, compiled; and what it returns without its arrays."""
+    skeletons = []
+
+    def of_arrays(*arrays):
+        given = iter(arrays)
+        leaves = [next(given) if isinstance(x, _Abstract) else x for x in fixed]
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        leaves, out_tree = jax.tree.flatten(function(*args, **kwargs))
+        holes = [_Hole() if _is_array(x) else x for x in leaves]
+        skeletons.append(jax.tree.unflatten(out_tree, holes))
+        return [jnp.asarray(x) for x in leaves if _is_array(x)]
+
+    of_arrays.__name__ = of_arrays.__qualname__ = callable_name(function)
+    compiled = jax.jit(of_arrays, compiler_options=_options()).lower(*arrays).compile()
+    return compiled, skeletons[-1]
+
+
+def _path(function, tree, fixed) -> Path | None:
+    """Where the program is kept; None where it cannot be."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not jax.config.jax_enable_compilation_cache or "://" in folder:
+        return None
+    shapes = [tuple(vars(x).values()) if isinstance(x, _Abstract) else ("", x) for x in fixed]
+    try:
+        digest = fingerprint(function, tree, shapes, sorted((_options() or {}).items()))
+    except NoFingerprint:
+        return None
+    return Path(folder, FOLDER, f"{callable_name(function)}-{digest}")
+
+
+def _devices(arrays) -> list[Any]:
+    """Those that a program of these arguments runs on."""
+    for x in arrays:
+        if isinstance(x, jax.Array) and x.committed:
+            sharding = x.sharding
+            if isinstance(sharding, jax.sharding.NamedSharding):
+                return list(sharding.mesh.devices.flat)
+            return list(sharding.device_set)
+    default = jax.config.jax_default_device
+    return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
+
+
+@cache
+def _hits() -> list[str]:
+    """Every program that JAX has found in its cache since the first call."""
+    found: list[str] = []
+
+    def listen(event, **_):
+        if event == "/jax/compilation_cache/cache_hits":
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    return found
+
+
+def _keep(path: Path, compiled, skeleton) -> None:
+    """Write the file in one step. Some programs cannot be written, those that call the host for
+    example; and where a file cannot be, the next process compiles again."""
+    try:
+        content = pickle.dumps((*serialize(compiled), skeleton))
+    except (NotImplementedError, ValueError, TypeError, pickle.PicklingError, AttributeError):
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+        remove_unused(path.parent)
+    except OSError as error:
+        warnings.warn(f"the compiled program {path} is not kept: {error}", stacklevel=2)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove files and folders that have not been used for a month."""
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may be faster
+            if time.time() - path.stat().st_mtime > 86400 * _UNUSED_DAYS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@cache
+def _prepare_linear_algebra() -> None:
+    """LAPACK's routines, which JAX looks up when it lowers a first program that needs them."""
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 @cache

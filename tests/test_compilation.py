@@ -1,0 +1,154 @@
+"""Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
+
+from functools import partial
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from numpy.testing import assert_allclose
+
+from qchem.compilation import FOLDER, program, remove_unused
+from qchem.fingerprint import NoFingerprint, fingerprint
+from qchem.scf.orbitals import canonical_orthogonalizer
+from qchem.xc.functional import Functional
+from tests import oracle
+
+OVERLAP = np.array([[1.0, 0.3], [0.3, 1.0]])
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """JAX's cache directory is an empty one."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted((cache / FOLDER).glob("*"))
+
+
+def test_another_wrapper_finds_the_program(cache):
+    """As another process would: nothing is traced, nothing compiled, and the result is the same."""
+    first = program(canonical_orthogonalizer)(OVERLAP)
+    (path,) = kept(cache)
+    again = program(canonical_orthogonalizer)
+    with oracle.compilations() as compiled:
+        second = again(OVERLAP)
+    assert compiled == []
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    again(2 * OVERLAP)
+    assert kept(cache) == [path]  # values are arguments
+
+
+def test_shapes_dtypes_and_static_arguments_tell_programs_apart(cache):
+    run = program(canonical_orthogonalizer)
+    for n, arguments in enumerate(
+        [(OVERLAP,), (np.eye(3),), (OVERLAP.astype(np.float32),), (OVERLAP, 1e-3)], start=1
+    ):
+        run(*arguments)
+        assert len(kept(cache)) == n
+
+
+def test_a_truncated_file_is_made_anew(cache):
+    expect = program(canonical_orthogonalizer)(OVERLAP)
+    (path,) = kept(cache)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="made anew"):
+        found = program(canonical_orthogonalizer)(OVERLAP)
+    jax.tree.map(np.testing.assert_array_equal, found, expect)
+
+
+def test_functions_of_others_are_compiled_and_not_kept(cache):
+    """Their source may change without their name."""
+
+    def double(x):
+        return 2 * x
+
+    assert program(double)(jnp.asarray(3.0)) == 6
+    assert kept(cache) == []
+    with pytest.raises(NoFingerprint):
+        fingerprint(double)
+    with pytest.raises(NoFingerprint):
+        fingerprint(partial(canonical_orthogonalizer, double))
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(cache):
+    (cache / FOLDER).touch()
+    with pytest.warns(UserWarning, match="not kept"):
+        program(canonical_orthogonalizer)(OVERLAP)
+
+
+def test_a_program_works_under_transformations():
+    run = program(lambda x, power: x**power)
+    assert_allclose(jax.grad(run)(3.0, 2), 6)
+    assert_allclose(jax.vmap(lambda x: run(x, 2))(jnp.arange(3.0)), [0, 1, 4])
+
+
+def test_what_is_no_array_is_returned_as_it_is():
+    class Both(eqx.Module):
+        array: jax.Array
+        name: str
+
+    run = program(lambda x: (Both(2 * x, "twice"), None, 3))
+    both, nothing, three = run(np.ones(2))
+    assert (both.name, nothing, three) == ("twice", None, 3)
+    assert_allclose(both.array, [2, 2])
+
+
+def test_fingerprints_tell_values_apart():
+    functionals = [Functional.from_name(name) for name in ("pbe", "b3lyp", "0.5*hf + 0.5*pbe")]
+    values = [
+        *functionals,
+        *(jax.tree.structure(x) for x in functionals),
+        OVERLAP,
+        2 * OVERLAP,
+        1,
+        1.0,
+        True,
+        "1",
+        (1,),
+        [1],
+        {"a": 1},
+        None,
+        np.float32,
+        partial(canonical_orthogonalizer, threshold=1e-3),
+        canonical_orthogonalizer,
+    ]
+    prints = [fingerprint(x) for x in values]
+    assert len(set(prints)) == len(values)
+    assert prints == [fingerprint(x) for x in values]
+
+
+def test_the_mode_of_precision_is_in_the_fingerprint():
+    with jax.enable_x64(False):
+        narrow = fingerprint(1)
+    assert narrow != fingerprint(1)
+
+
+def test_what_was_not_used_for_a_month_is_removed(tmp_path):
+    import os
+    import time
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "file").touch()
+    os.utime(old, (time.time() - 40 * 86400,) * 2)
+    remove_unused(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
