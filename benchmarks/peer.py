@@ -60,6 +60,24 @@ def molecule(
     )
 
 
+def _shells_of(case, numbers):
+    """The basis, and the auxiliary shells of density fitting, else None."""
+    basis = Basis.from_name(numbers, case.basis)
+    if case.two_electron == "exact":
+        return basis, None
+    auxiliary = Basis.from_name(numbers, default_auxiliary(case.basis), auxiliary=True)
+    return basis, shells(auxiliary, numbers)
+
+
+def _mean_field(case, numbers, positions, basis, auxiliary):
+    """PySCF's object for a closed shell."""
+    mol = molecule(basis, numbers, positions)
+    mf = scf.RHF(mol) if case.xc == "hf" else dft.RKS(mol, xc=case.xc)
+    if case.xc != "hf":
+        mf.grids.level = case.grid
+    return mf if auxiliary is None else mf.density_fit(auxbasis=auxiliary)
+
+
 @dataclass(frozen=True)
 class Solution:
     """A converged energy, hartree, and what it took."""
@@ -126,18 +144,9 @@ def calculate(
         tight: Converged as far as it goes, instead of by PySCF's defaults.
         dm: The first density matrix, instead of PySCF's guess.
     """
-    basis = Basis.from_name(numbers, case.basis)
-    auxiliary = None
-    if case.two_electron == "df":
-        auxiliary = Basis.from_name(numbers, default_auxiliary(case.basis), auxiliary=True)
-        auxiliary = shells(auxiliary, numbers)
+    shells_of = _shells_of(case, numbers)
     start = perf_counter()
-    mol = molecule(basis, numbers, positions)
-    mf = scf.RHF(mol) if case.xc == "hf" else dft.RKS(mol, xc=case.xc)
-    if case.xc != "hf":
-        mf.grids.level = case.grid
-    if auxiliary is not None:
-        mf = mf.density_fit(auxbasis=auxiliary)
+    mf = _mean_field(case, numbers, positions, *shells_of)
     if tight:
         mf.conv_tol, mf.conv_tol_grad, mf.direct_scf_tol = 1e-12, 1e-8, 1e-15
     mf.kernel(dm0=dm)
@@ -153,3 +162,27 @@ def calculate(
     return Calculation(
         float(mf.e_tot), forces, int(mf.cycles), energy_s, forces_s, np.asarray(mf.make_rdm1())
     )
+
+
+def energy_of_density(
+    case: Case, numbers: tuple[int, ...], positions: np.ndarray, factor: np.ndarray
+) -> float:
+    """Total energy of given orbitals (1, nao, nocc), hartree."""
+    mf = _mean_field(case, numbers, positions, *_shells_of(case, numbers))
+    return float(mf.energy_tot(dm=factor[0] @ factor[0].T))
+
+
+def dense_integrals(
+    case: Case, numbers: tuple[int, ...], positions: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """T + V, (ab|cd) without symmetry, AO values and gradients on the grid, its weights, and the
+    repulsion of the nuclei."""
+    mol = molecule(Basis.from_name(numbers, case.basis), numbers, positions)
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = case.grid
+    grids.build()
+    kind = "cart" if mol.cart else "sph"
+    hcore = mol.intor("int1e_kin") + mol.intor("int1e_nuc")
+    eri = mol.intor(f"int2e_{kind}", aosym="s1")
+    ao = mol.eval_gto(f"GTOval_{kind}_deriv1", grids.coords)
+    return hcore, eri, ao, grids.weights, np.asarray(mol.energy_nuc())

@@ -19,6 +19,7 @@ from qchem.basis.library import default_auxiliary
 from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
+from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded
 from qchem.result import Result
@@ -48,6 +49,7 @@ def energy(
     solver: str = "auto",
     follow_instability: bool = False,
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
+    forces: bool = False,
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -72,6 +74,8 @@ def energy(
             and, where it stalls, the second.
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
         field: A uniform electric field, hartree/(e bohr).
+        forces: The result will be asked for forces: where the memory would not hold their part of
+            the calculation, that is said at the start.
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -80,15 +84,16 @@ def energy(
 
     Raises:
         InputError: Anything unknown or impossible in the input.
+        NotEnoughMemoryError: More memory is needed than there is, by an estimate.
     """
     start = perf_counter()
     check_precision(molecule.positions)
-    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    padded = _cached(_padded, names)
+    padded = padded_method(molecule, basis, xc, two_electron, aux, grid, cartesian)
     method = _in_field(padded.alone, field)
     padded = replace(padded, alone=method, method=_in_field(padded.method, field))
-    nocc = _occupied(molecule, unrestricted)
+    nocc = nocc_of(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
+    check_memory(method, nocc, forces=forces, itemsize=molecule.positions.dtype.itemsize)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     first = _guess(guess, method)
@@ -167,7 +172,7 @@ def energy_fn(
     check_solver(solver, options)
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
-    nocc, first = _occupied(molecule, unrestricted), _guess(guess, method)
+    nocc, first = nocc_of(molecule, unrestricted), _guess(guess, method)
     return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()))
 
 
@@ -188,7 +193,8 @@ def _guess(guess: str | Result, method: Method) -> Guess:
     return Guess.from_orbitals(guess.scf.factor, old.basis, method.basis, positions)
 
 
-def _occupied(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
+def nocc_of(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
+    """Number of occupied orbitals in each spin channel."""
     if molecule.multiplicity == 1 and not unrestricted:
         return (molecule.nalpha,)
     return molecule.nalpha, molecule.nbeta
@@ -209,6 +215,20 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(known))}."
         )
     return renamed
+
+
+def padded_method(
+    molecule: Molecule,
+    basis: BasisLike,
+    xc: str | AnyFunctional,
+    two_electron: TwoElectron,
+    aux: BasisLike | None,
+    grid: GridLike,
+    cartesian: bool,
+) -> Padded:
+    """What defines a calculation, at the size of its bucket; see `energy`."""
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    return _cached(_padded, names)
 
 
 def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):

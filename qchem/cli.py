@@ -122,7 +122,7 @@ def _energy(options: Energy) -> int:
             options.file, charge=options.charge, multiplicity=options.multiplicity
         )
         try:
-            result = qchem.energy(mol, **settings)
+            result = qchem.energy(mol, forces=options.forces, **settings)
         except ConvergenceError as error:
             report = {"converged": False, "residual": error.residual, "cycles": error.cycles}
         else:

@@ -25,6 +25,20 @@ class FunctionalNotFoundError(InputError):
     """No exchange-correlation functional of this name."""
 
 
+class NotEnoughMemoryError(InputError):
+    """A calculation that this machine's memory would not hold.
+
+    Args:
+        message: What would be needed, what there is, and what would fit.
+        needed, available: Bytes.
+    """
+
+    def __init__(self, message: str, *, needed: int, available: int):
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+
+
 class ConvergenceError(QChemError):
     """An iteration stopped before its thresholds were met (exit code 1).
 

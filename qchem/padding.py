@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell, shells_from_name
 from qchem.compilation import program
+from qchem.dispersion import Dispersion
 from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
 from qchem.integrals.pairs import plan_pairs
 from qchem.properties import gradient
@@ -157,7 +158,7 @@ class Padded:
         self, positions: Float[Array | np.ndarray, "natom 3"]
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
         """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's."""
-        method, dispersion = _parted(self.method)
+        method, dispersion = parted(self.method)
         hamiltonian, screened = _hamiltonian(method, self.positions(positions))
         if dispersion is not None:
             hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(jnp.asarray(positions)))
@@ -170,7 +171,7 @@ class Padded:
         occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
-        method, dispersion = _parted(self.method)
+        method, dispersion = parted(self.method)
         norbital = orbitals.shape[2]
         ncolumn = self.columns(norbital)
         orbitals = self.orbitals(orbitals, ncolumn)
@@ -263,7 +264,7 @@ def _most_points(period: int, level: int | tuple[int, int]) -> int:
     return max(npoint_of_element(number, level) for number in elements_of(period))
 
 
-def _parted(method):
+def parted(method: Method) -> tuple[Method, Dispersion | None]:
     """The dispersion apart: programs that call the host are not kept in JAX's cache on disk."""
     return replace(method, dispersion=None), method.dispersion
 

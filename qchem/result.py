@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from qchem.errors import InputError
+from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded
 from qchem.properties import dipole_moment
@@ -96,8 +97,11 @@ class Result:
 
         Raises:
             ConvergenceError: The SCF has not converged: its energy is not stationary.
+            NotEnoughMemoryError: More memory is needed than there is, by an estimate.
         """
         self.scf.require_converged()
+        nocc = (self.scf.factor.shape[2],) * len(self.dm)
+        check_memory(self.method, nocc, forces=True, itemsize=self.dm.dtype.itemsize)
         start = perf_counter()
         orbitals = self.scf.factor, None
         if self.settings.get("smearing"):

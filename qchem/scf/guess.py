@@ -7,8 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import eigh
-from scipy.special import erf
 
 from qchem.basis.layout import Basis, ShellBatch
 from qchem.basis.spherical import angular_matrix
@@ -70,6 +68,8 @@ def atomic_densities(numbers: Sequence[int], basis: Basis) -> Float[np.ndarray, 
 
 def _radial_density(number: int, batch: ShellBatch, rows: np.ndarray) -> np.ndarray:
     """Density matrix of one m in the shells of one l of an atom."""
+    from scipy.special import erf  # here, as `import qchem` is the faster for it
+
     l = batch.l
     r = np.exp(np.linspace(-16.0, 5.0, 3000))
     measure = r**3 * (np.log(r[1]) - np.log(r[0]))  # r² dr on a logarithmic grid
@@ -88,10 +88,10 @@ def _radial_density(number: int, batch: ShellBatch, rows: np.ndarray) -> np.ndar
     kinetic = 0.5 * (slope * measure) @ slope.T
     centrifugal_and_attraction = (0.5 * l * (l + 1) / r**2 + attraction) * measure
     fock = kinetic + (value * centrifugal_and_attraction) @ value.T
-    s, vectors = eigh(overlap)
+    s, vectors = np.linalg.eigh(overlap)
     kept = s > OVERLAP_THRESHOLD
     x = vectors[:, kept] / np.sqrt(s[kept])
-    orbitals = x @ eigh(x.T @ fock @ x)[1]
+    orbitals = x @ np.linalg.eigh(x.T @ fock @ x)[1]
     occupation = np.clip(_electrons(number)[l] / (2 * l + 1) - 2 * np.arange(kept.sum()), 0, 2)
     return (orbitals * occupation) @ orbitals.T
 

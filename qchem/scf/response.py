@@ -5,7 +5,6 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
 from jaxtyping import Array, Float, PyTree
 
 from qchem.scf.orbitals import Nocc, orbital_factor, reorthonormalize
@@ -55,6 +54,8 @@ def constant(tree: PyTree) -> PyTree:
 
 def _solve(here: Expansion, gradient, converged, max_products):
     """H^-1 times a vector."""
+    import lineax  # here, as `import qchem` is the faster for it
+
     like = jax.eval_shape(lambda: gradient)
     # Outside of the allowed rotations the unit matrix, so that the operator is definite.
     smallest = 4 / len(here.nocc) * _SMALLEST_GAP
