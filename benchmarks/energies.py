@@ -9,7 +9,7 @@ reference.json.
 """
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -32,8 +32,8 @@ from benchmarks.reference import Case, cases, pyscf_is_installed, stored
 from benchmarks.report import Report
 
 PRINTED = (
-    "molecule xc two_electron compile_s energy_s forces_s run_s spread_s pyscf_s ratio peak_bytes "
-    "cycles compilations energy_error forces_error"
+    "molecule basis xc two_electron compile_s energy_s forces_s run_s spread_s pyscf_s ratio "
+    "peak_bytes cycles compilations energy_error forces_error"
 ).split()
 
 
@@ -45,6 +45,7 @@ class Options:
     xc: tuple[str, ...] = ("pbe", "b3lyp")
     two_electron: tuple[Literal["exact", "df"], ...] = ("df", "exact")
     """Exact integrals are left out for aspirin."""
+    basis: str = "def2-svp"
     grid: int = 3
     """Level, 0 to 9."""
     repeats: int = 3
@@ -128,7 +129,7 @@ def main(options: Options) -> None:
     fresh = {"max_workers": 1, "mp_context": get_context("spawn"), "max_tasks_per_child": 1}
     with ProcessPoolExecutor(**fresh) as pool:
         chosen = cases(options.molecules, options.xc, options.two_electron, options.grid)
-        for case in chosen:
+        for case in (replace(case, basis=options.basis) for case in chosen):
             report.row(**pool.submit(run, case, options.repeats, with_pyscf).result())
 
 

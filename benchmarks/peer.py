@@ -134,7 +134,13 @@ def converged(
 
 
 def calculate(
-    case: Case, numbers: tuple[int, ...], positions: np.ndarray, *, tight: bool = False, dm=None
+    case: Case,
+    numbers: tuple[int, ...],
+    positions: np.ndarray,
+    *,
+    tight: bool = False,
+    dm=None,
+    forces: bool = True,
 ) -> Calculation:
     """Energy, then forces with the response of the grid, of a closed shell.
 
@@ -143,6 +149,7 @@ def calculate(
         numbers, positions: The molecule, bohr.
         tight: Converged as far as it goes, instead of by PySCF's defaults.
         dm: The first density matrix, instead of PySCF's guess.
+        forces: Without, they are zeros.
     """
     shells_of = _shells_of(case, numbers)
     start = perf_counter()
@@ -154,13 +161,15 @@ def calculate(
         raise RuntimeError(f"PySCF did not converge: {case}")
     energy_s = perf_counter() - start
     start = perf_counter()
-    gradient = mf.nuc_grad_method()
-    if case.xc != "hf":
-        gradient.grid_response = True
-    forces = -gradient.kernel()
+    slope = np.zeros_like(positions)
+    if forces:
+        gradient = mf.nuc_grad_method()
+        if case.xc != "hf":
+            gradient.grid_response = True
+        slope = gradient.kernel()
     forces_s = perf_counter() - start
     return Calculation(
-        float(mf.e_tot), forces, int(mf.cycles), energy_s, forces_s, np.asarray(mf.make_rdm1())
+        float(mf.e_tot), -slope, int(mf.cycles), energy_s, forces_s, np.asarray(mf.make_rdm1())
     )
 
 
