@@ -3,6 +3,7 @@
 from qchem.basis.layout import Basis
 from qchem.calculation import energy, energy_fn
 from qchem.compilation import program
+from qchem.devices import map_geometries, sum_geometries
 from qchem.energy_function import EnergyFunction, Relaxed
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
@@ -48,7 +49,9 @@ __all__ = [
     "energy_fn",
     "gradient",
     "load_functional",
+    "map_geometries",
     "moments",
     "program",
     "solve",
+    "sum_geometries",
 ]

@@ -12,10 +12,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
+from qchem.devices import GEOMETRY, mesh_for
 from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
@@ -139,6 +141,7 @@ def energy_fn(
     solver: str = "diis",
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     chunk: int = 1,
+    mesh: Mesh | None = None,
     **scf_options: Any,
 ) -> EnergyFunction:
     """Converged energy of one molecule family as a pure function of positions.
@@ -152,6 +155,8 @@ def energy_fn(
         solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
+        mesh: Devices that share the geometries of a batch, by an axis called "geometry", or grid
+            and auxiliary functions of each, by an axis called "molecule".
         basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, **scf_options:
             As in `energy`.
     """
@@ -168,7 +173,7 @@ def energy_fn(
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
     nocc, first = _occupied(molecule, unrestricted), _guess(guess, method)
-    return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()))
+    return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()), mesh_for(mesh, GEOMETRY))
 
 
 def _guess(guess: str | Result, method: Method) -> Guess:
