@@ -50,6 +50,7 @@ def energy(
     solver: str = "auto",
     follow_instability: bool = False,
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
+    mesh: Mesh | None = None,
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -74,6 +75,7 @@ def energy(
             and, where it stalls, the second.
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
         field: A uniform electric field, hartree/(e bohr).
+        mesh: Devices that share grid and auxiliary functions, by one axis called "molecule".
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -87,8 +89,8 @@ def energy(
     check_precision(molecule.positions)
     names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
     padded = _cached(_padded, names)
-    method = _in_field(padded.alone, field)
-    padded = replace(padded, alone=method, method=_in_field(padded.method, field))
+    method = _in_field(padded.alone, field).on(mesh)
+    padded = replace(padded, alone=method, method=_in_field(padded.method, field).on(mesh))
     nocc = _occupied(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
     options = resolved_options(scf_options)
@@ -167,13 +169,15 @@ def energy_fn(
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
     names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(_cached(_build, names), field)
+    method = _in_field(_cached(_build, names), field).on(mesh)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
     nocc, first = _occupied(molecule, unrestricted), _guess(guess, method)
-    return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()), mesh_for(mesh, GEOMETRY))
+    return EnergyFunction(
+        method, nocc, first, solver, chunk, tuple(options.items()), mesh_for(mesh, GEOMETRY)
+    )
 
 
 def _guess(guess: str | Result, method: Method) -> Guess:

@@ -41,7 +41,10 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
 
 
 def spread(f: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
-    """`jax.shard_map` of functions whose arguments hold more than arrays: these each device has."""
+    """`jax.shard_map` of functions whose arguments hold more than arrays of JAX.
+
+    The rest each device has, as it is.
+    """
 
     def call(*args):
         arrays, rest = eqx.partition(args, eqx.is_array)
@@ -55,6 +58,55 @@ def spread(f: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) 
         return local(*arrays)
 
     return call
+
+
+@dataclass(frozen=True)
+class Share:
+    """A device's part of an index, for functions that `spread` runs; without an axis all of it.
+
+    Attributes:
+        axis: Of the mesh.
+        count: Its number of devices.
+    """
+
+    axis: str | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> Share:
+        """Of a mesh with one axis."""
+        return cls(mesh.axis_names[0], mesh.size)
+
+    def total(self, x: PyTree) -> PyTree:
+        """Sum over the devices."""
+        return x if self.axis is None else jax.lax.psum(x, self.axis)
+
+    def whole(self, own: Float[Array, " own"]) -> Float[Array, " all"]:
+        """The parts of all devices, one after another."""
+        return own if self.axis is None else jax.lax.all_gather(own, self.axis, tiled=True)
+
+    def part(self, whole: Float[Array, " all"]) -> Float[Array, " own"]:
+        """The reverse of `whole`."""
+        if self.axis is None:
+            return whole
+        size = whole.size // self.count
+        return jax.lax.dynamic_slice(whole, (jax.lax.axis_index(self.axis) * size,), (size,))
+
+    def to_rows(self, columns: Float[Array, "nrow own"]) -> Float[Array, "some all"]:
+        """All columns of some rows, the last devices' filled up with zeros, for own columns."""
+        if self.axis is None:
+            return columns
+        columns = jnp.pad(columns, ((0, -len(columns) % self.count), (0, 0)))
+        return jax.lax.all_to_all(columns, self.axis, 0, 1, tiled=True)
+
+    def to_columns(self, rows: Float[Array, "some all"], nrow: int) -> Float[Array, "{nrow} own"]:
+        """The reverse of `to_rows`."""
+        if self.axis is None:
+            return rows
+        return jax.lax.all_to_all(rows, self.axis, 1, 0, tiled=True)[:nrow]
+
+
+ALONE = Share()
 
 
 def map_geometries(
@@ -88,6 +140,7 @@ def map_geometries(
     mesh = mesh_for(mesh, GEOMETRY)
     if mesh is None:
         return local(shared, batched)
+    batched = jax.tree.map(jnp.asarray, batched)
     missing = -_count(batched) % mesh.size
     count = _count(batched)
     filled = batched
