@@ -34,7 +34,7 @@ from qchem.integrals.two_electron import (
 
 _UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
 _SOLVED_BYTES = 1 << 26  # of three-index integrals that the metric meets at once
-_METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `separated`
+_METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 
 
 class ExchangeWeights(NamedTuple):
@@ -187,16 +187,19 @@ class DensityFittedJK(AbstractJK):
         naux: int,
         omega: float,
         *,
+        own: tuple[Distribution, ...] = (),
+        share: Share = ALONE,
         reverse: bool = False,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
+            own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
         """
-        integrals = partial(fitting_of_lists, nao, naux, ALONE, reverse=reverse)
-        ranges = separated(*over_ranges(integrals, omega, pairs, aux), omega)
-        return tuple(cls.fit(*both) for both in ranges)
+        integrals = partial(_fitting_integrals, nao, naux, share=share, reverse=reverse)
+        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
+        return tuple(cls.fit(*both, share) for both in ranges)
 
     @classmethod
     def fit(
@@ -224,15 +227,7 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao)
 
 
-def fitting_of_lists(
-    nao: int,
-    naux: int,
-    share: Share,
-    pairs: tuple[Distribution, ...],
-    aux: tuple[Distribution, ...],
-    own: tuple[Distribution, ...] = (),
-    reverse: bool = False,
-) -> tuple[Float[Array, "npair column"], Float[Array, "all all"]]:
+def _fitting_integrals(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
     """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
 
     Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
@@ -260,9 +255,7 @@ def _filled_up(aux, three, two):
     return three, jnp.zeros((width, width), two.dtype).at[columns[:, None], columns[None]].set(two)
 
 
-def separated(
-    three: Float[Array, "nrange npair column"], two: Float[Array, "nrange all all"], omega: float
-) -> tuple[tuple[Float[Array, "npair column"], Float[Array, "all all"]], ...]:
+def _separated(three, two, omega):
     """(ab|P) and (P|Q) of each interaction from those of `over_ranges`.
 
     Tight functions of the same moments do not differ in erf(omega r)/r: their metric is singular
@@ -321,7 +314,7 @@ def _solved(lower, rows, *, transpose_a):
 
 
 def _shifted(two):
-    """A metric made regular; see `separated`."""
+    """A metric made regular; see `_separated`."""
     naux = two.shape[0]
     largest = jax.lax.stop_gradient(jnp.max(two))
     shift = jnp.maximum(_METRIC_SHIFT, naux * float(jnp.finfo(two.dtype).eps) * largest)
@@ -353,8 +346,8 @@ def fitted_energy(
     naux: int,
     coulomb: float,
     exchange: float | ExchangeWeights,
-    share: Share = ALONE,
     own: tuple[Distribution, ...] = (),
+    share: Share = ALONE,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
@@ -369,8 +362,8 @@ def fitted_energy(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
-    integrals = partial(fitting_of_lists, factor.shape[1], naux, share)
-    ranges = separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
+    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
     return sum(
         _Contracted.build(*both, factor, *weights, share).energy
         for both, weights in zip(ranges, _weights(coulomb, exchange))
@@ -380,8 +373,8 @@ def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
 @_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, share, primals, tangents):
     *lists, factor = primals
-    integrals = partial(fitting_of_lists, factor.shape[1], naux, share)
-    ranges = separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
+    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    ranges = _separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
     energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
         contracted = _Contracted.build(three, two, factor, *weights, share)
@@ -421,7 +414,7 @@ class _Contracted(eqx.Module):
 
     @classmethod
     def build(
-        cls, three, two, factor, coulomb: float, exchange: float, share: Share
+        cls, three, two, factor, coulomb: float, exchange: float, share: Share = ALONE
     ) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
         nspin, nao, nocc = factor.shape

@@ -9,8 +9,6 @@ time, and come back (all-to-all). (P|Q) and its factor are small, and made by ev
 
 from __future__ import annotations
 
-from functools import partial
-
 import equinox as eqx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,15 +17,7 @@ from jaxtyping import Array, Float
 from qchem.devices import MOLECULE, Share, spread
 from qchem.integrals.pairs import Distribution
 from qchem.integrals.shared import filled_lists
-from qchem.jk import (
-    AbstractJK,
-    DensityFittedJK,
-    ExchangeWeights,
-    fitted_energy,
-    fitting_of_lists,
-    over_ranges,
-    separated,
-)
+from qchem.jk import AbstractJK, DensityFittedJK, ExchangeWeights, fitted_energy
 
 
 class SharedFittedJK(AbstractJK):
@@ -47,12 +37,11 @@ class SharedFittedJK(AbstractJK):
         mesh: Mesh,
     ) -> tuple[SharedFittedJK, ...]:
         """As `DensityFittedJK.build_separated`, by the devices of a mesh."""
-        share = Share.of(mesh)
 
         def build(pairs, aux, own):
-            integrals = partial(fitting_of_lists, nao, naux, share)
-            ranges = separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
-            return tuple(DensityFittedJK.fit(*both, share) for both in ranges)
+            share = Share.of(mesh)
+            sizes = nao, naux, omega
+            return DensityFittedJK.build_separated(pairs, aux, *sizes, own=own, share=share)
 
         building = spread(build, mesh, (P(), P(), P(MOLECULE)), P(None, MOLECULE))
         parts = building(pairs, aux, filled_lists(aux, mesh.size))
@@ -82,7 +71,7 @@ def shared_fitted_energy(
 
     def energy(pairs, aux, own, factor):
         share = Share.of(mesh)
-        return fitted_energy(pairs, aux, factor, naux, coulomb, exchange, share, own)
+        return fitted_energy(pairs, aux, factor, naux, coulomb, exchange, own, share)
 
     spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P()), P())
     return spreading(pairs, aux, filled_lists(aux, mesh.size), factor)
