@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
-from qchem.devices import GEOMETRY, mesh_for
+from qchem.devices import GEOMETRY, MOLECULE, mesh_for
 from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
@@ -88,6 +88,11 @@ def energy(
     start = perf_counter()
     check_precision(molecule.positions)
     names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    if mesh_for(mesh, GEOMETRY):
+        raise InputError(
+            f"a mesh with the axis {GEOMETRY!r} shares the geometries of a batch: "
+            f"see qchem.energy_fn. One molecule is shared along an axis {MOLECULE!r}."
+        )
     padded = _cached(_padded, names)
     method = _in_field(padded.alone, field).on(mesh)
     padded = replace(padded, alone=method, method=_in_field(padded.method, field).on(mesh))

@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
@@ -38,6 +38,16 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
         )
     # Without the axis types of the caller's mesh: what is shared here is said where it is shared.
     return Mesh(mesh.devices, mesh.axis_names) if mesh.axis_names == (axis,) else None
+
+
+def check_placement(x: Array | Any) -> None:
+    """Refuse arrays whose type says where they lie: no part of a calculation keeps such types."""
+    if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+        raise InputError(
+            f"positions lie on a mesh whose axes {jax.typeof(x).sharding.mesh.axis_names} are of "
+            "the type Explicit; make it with axis_types=(jax.sharding.AxisType.Auto,), or leave "
+            "the positions where they are."
+        )
 
 
 def spread(f: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
@@ -141,6 +151,7 @@ def map_geometries(
     if mesh is None:
         return local(shared, batched)
     batched = jax.tree.map(jnp.asarray, batched)
+    jax.tree.map(check_placement, batched)
     missing = -_count(batched) % mesh.size
     count = _count(batched)
     filled = batched

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from qchem.devices import map_geometries
+from qchem.devices import check_placement, map_geometries
 from qchem.errors import InputError
 from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
@@ -74,6 +74,7 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         check_precision(positions)
+        check_placement(positions)
         variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
         energy = jax.custom_jvp(_mapped(rest, self.mesh, self.chunk))
 
