@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qchem.batches import Energies, energies
     from qchem.calculation import energy, energy_fn
     from qchem.compilation import program
+    from qchem.devices import map_geometries, sum_geometries
     from qchem.energy_function import EnergyFunction, Relaxed
     from qchem.errors import ConvergenceError, InputError, NotEnoughMemoryError, QChemError
     from qchem.grids import Grid
@@ -59,15 +60,18 @@ __all__ = [
     "energy_fn",
     "gradient",
     "load_functional",
+    "map_geometries",
     "moments",
     "program",
     "solve",
+    "sum_geometries",
 ]
 _MODULES = {
     "qchem.basis.layout": "Basis",
     "qchem.batches": "Energies energies",
     "qchem.calculation": "energy energy_fn",
     "qchem.compilation": "program",
+    "qchem.devices": "map_geometries sum_geometries",
     "qchem.energy_function": "EnergyFunction Relaxed",
     "qchem.errors": "ConvergenceError InputError NotEnoughMemoryError QChemError",
     "qchem.grids": "Grid",

@@ -12,10 +12,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
+from qchem.devices import GEOMETRY, MOLECULE, mesh_for
 from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
 from qchem.grids import Grid
@@ -50,6 +52,7 @@ def energy(
     follow_instability: bool = False,
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     forces: bool = False,
+    mesh: Mesh | None = None,
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -76,6 +79,7 @@ def energy(
         field: A uniform electric field, hartree/(e bohr).
         forces: The result will be asked for forces: where the memory would not hold their part of
             the calculation, that is said at the start.
+        mesh: Devices that share grid and auxiliary functions, by one axis called "molecule".
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -89,8 +93,13 @@ def energy(
     start = perf_counter()
     check_precision(molecule.positions)
     padded = padded_method(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(padded.alone, field)
-    padded = replace(padded, alone=method, method=_in_field(padded.method, field))
+    if mesh_for(mesh, GEOMETRY):
+        raise InputError(
+            f"a mesh with the axis {GEOMETRY!r} shares the geometries of a batch: "
+            f"see qchem.energy_fn. One molecule is shared along an axis {MOLECULE!r}."
+        )
+    method = _in_field(padded.alone, field).on(mesh)
+    padded = replace(padded, alone=method, method=_in_field(padded.method, field).on(mesh))
     nocc = nocc_of(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
     check_memory(method, nocc, forces=forces, itemsize=molecule.positions.dtype.itemsize)
@@ -144,6 +153,7 @@ def energy_fn(
     solver: str = "diis",
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     chunk: int = 1,
+    mesh: Mesh | None = None,
     **scf_options: Any,
 ) -> EnergyFunction:
     """Converged energy of one molecule family as a pure function of positions.
@@ -157,6 +167,8 @@ def energy_fn(
         solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
+        mesh: Devices that share the geometries of a batch, by an axis called "geometry", or grid
+            and auxiliary functions of each, by an axis called "molecule".
         basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, **scf_options:
             As in `energy`.
     """
@@ -167,13 +179,15 @@ def energy_fn(
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
     names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
-    method = _in_field(_cached(_build, names), field)
+    method = _in_field(_cached(_build, names), field).on(mesh)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
     nocc, first = nocc_of(molecule, unrestricted), _guess(guess, method)
-    return EnergyFunction(method, nocc, first, solver, chunk, tuple(options.items()))
+    return EnergyFunction(
+        method, nocc, first, solver, chunk, tuple(options.items()), mesh_for(mesh, GEOMETRY)
+    )
 
 
 def _guess(guess: str | Result, method: Method) -> Guess:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from qchem.devices import check_placement, map_geometries
 from qchem.errors import InputError
 from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
@@ -40,7 +42,8 @@ class Relaxed(eqx.Module):
 class EnergyFunction(eqx.Module):
     """Converged energy as a pure function of positions; made by `energy_fn`.
 
-    Under `vmap`, `chunk` geometries are held at once (on a CPU one). First derivatives are those of
+    Under `vmap`, `chunk` geometries are held at once (on a CPU one), by each device of `mesh` if
+    there is one. First derivatives are those of
     the converged energy, with respect to positions and to the arrays of this function: exponents
     and contraction coefficients in `method.basis`, `method.charges`, `method.field`, what
     `method.functional` has learned. What is not asked for costs nothing. Second derivatives would
@@ -53,6 +56,7 @@ class EnergyFunction(eqx.Module):
     solver: str = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     # jax.jit wants to hash what it compiles; the arrays inside cannot be hashed.
     def __hash__(self) -> int:
@@ -70,13 +74,14 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         check_precision(positions)
+        check_placement(positions)
         variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
-        energy = jax.custom_jvp(_mapped(rest, self.chunk))
+        energy = jax.custom_jvp(_mapped(rest, self.mesh, self.chunk))
 
         def first(primals, tangents):
             (variables,), (changes,) = primals, tangents
             moving = jax.tree.map(lambda x: not isinstance(x, SymbolicZero), changes)
-            both = jax.custom_jvp(_mapped(rest, self.chunk, moving))
+            both = jax.custom_jvp(_mapped(rest, self.mesh, self.chunk, moving))
             both.defjvp(_second)
             value, slopes = both(variables)
             changes = eqx.filter(changes, moving)
@@ -119,8 +124,8 @@ def _second(primals, tangents):
     )
 
 
-def _mapped(rest, chunk, moving=None):
-    """`_evaluate` for given variables; `vmap` goes through the batch `chunk` at a time."""
+def _mapped(rest, mesh, chunk, moving=None):
+    """`_evaluate` for given variables; `vmap` goes through the batch as `map_geometries` does."""
 
     @jax.custom_batching.custom_vmap
     def mapped(variables):
@@ -129,10 +134,7 @@ def _mapped(rest, chunk, moving=None):
     @mapped.def_vmap
     def rule(axis_size, in_batched, variables):
         batched, shared = eqx.partition(variables, in_batched[0])
-        # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
-        # wait for each other for ever where there are as few threads (jaxlib 0.10).
-        together = 0 if jax.default_backend() == "cpu" else min(chunk, axis_size)
-        values = _evaluate_each(batched, shared, rest, moving, together or None)
+        values = _evaluate_each(batched, shared, rest, moving, mesh, chunk)
         return values, jax.tree.map(lambda _: True, values)
 
     return mapped
@@ -156,13 +158,14 @@ def _evaluate(variables, rest, moving):
 
 
 @eqx.filter_jit
-def _evaluate_each(batched, shared, rest, moving, together):
+def _evaluate_each(batched, shared, rest, moving, mesh, chunk):
     """The same for a batch; what is shared is not repeated."""
 
-    def one(batched):
+    def one(shared, batched):
+        shared, rest = shared
         return _evaluate(eqx.combine(batched, shared), rest, moving)
 
-    return jax.lax.map(one, batched, batch_size=together)
+    return map_geometries(one, (shared, rest), batched, mesh=mesh, chunk=chunk)
 
 
 @eqx.filter_jit

@@ -127,15 +127,15 @@ class Grid(eqx.Module):
         quadrature = np.concatenate([quadrature for _, quadrature in parts])
         return cls(GridPoints(atom, offsets, quadrature), _adjustment(numbers))
 
-    def chunks(self, size: int) -> GridPoints:
-        """The points in chunks of `size` along a new leading axis.
+    def chunks(self, size: int, multiple: int = 1) -> GridPoints:
+        """The points in chunks of `size` along a new leading axis, whose length is a multiple.
 
-        The last chunk is filled up with copies of the last point at zero quadrature weight.
+        The last chunks are filled up with copies of the last point at zero quadrature weight.
         """
         if size < 1:
             raise InputError(f"a chunk of {size} points is impossible; give 1 or more")
         npoint = self.reference.quadrature.shape[0]
-        nchunk = -(-npoint // size)
+        nchunk = multiple * -(-npoint // (multiple * size))
         index = np.minimum(np.arange(nchunk * size), npoint - 1)
         atom, offsets, quadrature = (x[index] for x in jax.tree.leaves(self.reference))
         real = (np.arange(nchunk * size) < npoint).astype(quadrature.dtype)

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from qchem.devices import ALONE, Share
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
+from qchem.integrals.shared import from_device_order, to_device_order
 from qchem.integrals.two_electron import (
     auxiliary_columns,
     coulomb_2c,
@@ -185,23 +187,26 @@ class DensityFittedJK(AbstractJK):
         naux: int,
         omega: float,
         *,
+        own: tuple[Distribution, ...] = (),
+        share: Share = ALONE,
         reverse: bool = False,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
+            own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
         """
-        integrals = partial(_fitting_integrals, nao, naux, reverse=reverse)
-        ranges = _separated(*over_ranges(integrals, omega, pairs, aux), omega)
-        return tuple(cls.fit(*both) for both in ranges)
+        integrals = partial(_fitting_integrals, nao, naux, share=share, reverse=reverse)
+        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
+        return tuple(cls.fit(*both, share) for both in ranges)
 
     @classmethod
     def fit(
-        cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
+        cls, three: Float[Array, "npair own"], two: Float[Array, "naux naux"], share: Share = ALONE
     ) -> DensityFittedJK:
         """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(_fitted(_lower(two), three))
+        return cls(_fitted(share, _lower(two), three))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
@@ -222,8 +227,14 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao)
 
 
-def _fitting_integrals(nao, naux, pairs, aux, reverse=False):
-    """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied."""
+def _fitting_integrals(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
+    """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
+
+    Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
+    order of the columns of all devices, with those that fill up.
+    """
+    if own:
+        return coulomb_3c(pairs, own, npair(nao)), to_device_order(coulomb_2c(aux), aux, own, share)
     if reverse:
         three, two = fitting_integrals((pairs, aux), npair(nao))
     else:
@@ -268,15 +279,15 @@ def _lower(two):
     return jnp.linalg.cholesky(jnp.where(failed, _shifted(two), two))
 
 
-@jax.custom_jvp
-def _fitted(lower, three):
-    """`_solved` of (ab|P), block by block in the same memory."""
-    nrow, naux = three.shape
-    size = max(1, min(nrow, _SOLVED_BYTES // (three.dtype.itemsize * naux)))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _fitted(share, lower, three):
+    """`_solved_columns` of (ab|P), block by block in the same memory."""
+    nrow, own = three.shape
+    size = max(1, min(nrow, _SOLVED_BYTES // (three.dtype.itemsize * own)))
 
     def solve(start, size, three):
         rows = jax.lax.dynamic_slice_in_dim(three, start, size, 0)
-        rows = _solved(lower, rows, transpose_a=True)
+        rows = _solved_columns(share, lower, rows)
         return jax.lax.dynamic_update_slice_in_dim(three, rows, start, 0)
 
     whole = nrow // size
@@ -285,8 +296,14 @@ def _fitted(lower, three):
 
 
 @_fitted.defjvp
-def _fitted_jvp(primals, tangents):
-    return jax.jvp(partial(_solved, transpose_a=True), primals, tangents)
+def _fitted_jvp(share, primals, tangents):
+    return jax.jvp(partial(_solved_columns, share), primals, tangents)
+
+
+def _solved_columns(share, lower, columns):
+    """X of X L^T = (ab|P), from a device's columns P to its columns of X."""
+    rows = _solved(lower, share.to_rows(columns), transpose_a=True)
+    return share.to_columns(rows, len(columns))
 
 
 def _solved(lower, rows, *, transpose_a):
@@ -329,6 +346,8 @@ def fitted_energy(
     naux: int,
     coulomb: float,
     exchange: float | ExchangeWeights,
+    own: tuple[Distribution, ...] = (),
+    share: Share = ALONE,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
@@ -338,40 +357,40 @@ def fitted_energy(
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
-    return _fitted_energy(naux, coulomb, exchange, pairs, aux, factor)
+    return _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _fitted_energy(naux, coulomb, exchange, pairs, aux, factor):
-    integrals = partial(_fitting_integrals, factor.shape[1], naux)
-    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
+    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
     return sum(
-        _Contracted.build(*both, factor, *weights).energy
+        _Contracted.build(*both, factor, *weights, share).energy
         for both, weights in zip(ranges, _weights(coulomb, exchange))
     )
 
 
 @_fitted_energy.defjvp
-def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
-    pairs, aux, factor = primals
-    integrals = partial(_fitting_integrals, factor.shape[1], naux)
-    ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
+def _fitted_energy_jvp(naux, coulomb, exchange, share, primals, tangents):
+    *lists, factor = primals
+    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    ranges = _separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
     energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
-        contracted = _Contracted.build(three, two, factor, *weights)
+        contracted = _Contracted.build(three, two, factor, *weights, share)
         energies.append(contracted.energy)
         of_three, of_orbitals = contracted.slopes(three, factor)
-        of_factor.append(of_orbitals)
+        of_factor.append(share.total(of_orbitals))
         slopes.append((of_three, contracted.metric_slope()))
     if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
         whole, rest = slopes
         slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
 
-    def weighted(pairs, aux):
-        return _weighted_ranges(pairs, aux, slopes, exchange.omega)
+    def weighted(*lists):
+        return _weighted_ranges(share, *lists, slopes, exchange.omega)
 
-    tangent = jax.jvp(weighted, (pairs, aux), tangents[:2])[1]
-    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[2])
+    tangent = jax.jvp(weighted, tuple(lists), tuple(tangents[:-1]))[1]
+    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[-1])
 
 
 def _weights(coulomb, exchange):
@@ -383,25 +402,29 @@ class _Contracted(eqx.Module):
     """Coulomb and exchange energy of one interaction, and its derivatives.
 
     E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. `charge` and `products`
-    are q_P and (ij|P) times V^-1.
+    are q_P and (ij|P) times V^-1, of a device's own P.
     """
 
     energy: Float[Array, ""]
-    charge: Float[Array, " naux"]
-    products: Float[Array, "nspin nocc nocc naux"]
+    charge: Float[Array, " own"]
+    products: Float[Array, "nspin nocc nocc own"]
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
+    share: Share = eqx.field(static=True)
 
     @classmethod
-    def build(cls, three, two, factor, coulomb: float, exchange: float) -> _Contracted:
+    def build(
+        cls, three, two, factor, coulomb: float, exchange: float, share: Share = ALONE
+    ) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
         nspin, nao, nocc = factor.shape
-        naux = two.shape[0]
+        own = three.shape[1]
         lower = _lower(two)
         charge = jnp.dot(_packed_density(factor), three, precision="highest")
+        charge = share.whole(charge)
         charge = _solved(lower, charge[None], transpose_a=True)
         energy = 0.5 * coulomb * jnp.sum(charge**2)
-        products = jnp.zeros((nspin, nocc, nocc, naux), factor.dtype)
+        products = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
 
             def add(products, start, columns, _):
@@ -410,18 +433,22 @@ class _Contracted(eqx.Module):
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
             products = _over_columns(add, products, three, nao)
-            rows = _solved(lower, products.reshape(-1, naux), transpose_a=True)
-            energy = energy - 0.5 * exchange * jnp.sum(rows**2)
-            products = _solved(lower, rows, transpose_a=False).reshape(products.shape)
+            rows = share.to_rows(products.reshape(-1, own))
+            rows = _solved(lower, rows, transpose_a=True)
+            energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
+            rows = _solved(lower, rows, transpose_a=False)
+            products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
         charge = _solved(lower, charge, transpose_a=False)[0]
-        return cls(energy, charge, products, coulomb, exchange)
+        return cls(energy, share.part(charge), products, coulomb, exchange, share)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
         """dE/d(P|Q)."""
-        slope = -0.5 * self.coulomb * self.charge[:, None] * self.charge[None]
+        charge = self.share.whole(self.charge)
+        slope = -0.5 * self.coulomb * charge[:, None] * charge[None]
         if self.exchange:
-            rows = self.products.reshape(-1, self.charge.size)
-            slope = slope + 0.5 * self.exchange * jnp.dot(rows.T, rows, precision="highest")
+            rows = self.share.to_rows(self.products.reshape(-1, self.charge.size))
+            square = self.share.total(jnp.dot(rows.T, rows, precision="highest"))
+            slope = slope + 0.5 * self.exchange * square
         return slope
 
     def slopes(self, three, factor):
@@ -484,19 +511,22 @@ def _over_columns(add, sums, three, nao):
     return jax.lax.scan(step, sums, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
 
 
-def _weighted_ranges(pairs, aux, weights, omega):
+def _weighted_ranges(share, pairs, aux, own, weights, omega):
     """Sum of weights, of three- and two-index integrals, times the integrals of `over_ranges`."""
 
-    def term(pairs, aux, three, two):
+    def term(pairs, aux, own, three, two):
+        if own:
+            two = from_device_order(two, aux, own, share)
+            return share.total(weighted_3c(pairs, own, three)) + weighted_2c(aux, two)
         three, two = _filled_up(aux, three, two)
         return weighted_3c(pairs, aux, three) + weighted_2c(aux, two)
 
     if omega == 0:
-        return term(pairs, aux, *weights[0])
+        return term(pairs, aux, own, *weights[0])
     three, two = (jnp.stack(parts) for parts in zip(*weights, strict=True))
     inverse = jnp.asarray([0.0, omega**-2], three.dtype)
     terms = jax.lax.map(
-        lambda x: term(attenuated(pairs, x[0]), attenuated(aux, x[0]), x[1], x[2]),
+        lambda x: term(*(attenuated(rows, x[0]) for rows in (pairs, aux, own)), x[1], x[2]),
         (inverse, three, two),
     )
     return jnp.sum(terms)

@@ -7,24 +7,19 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from qchem import InputError
-
-AXIS = "geometry"
+from qchem import InputError, map_geometries, sum_geometries
 
 
 class Workers(eqx.Module):
     """How functions of one geometry are applied to many.
 
-    On a CPU the geometries of a device follow one another: its threads work on one at a time, and
-    XLA's batched LAPACK calls can wait for each other for ever where there are few threads
-    (jaxlib 0.10). With a mesh each device, of this or another process, takes an equal part;
-    results are replicated, so that every process holds all of them.
+    With a mesh each device, of this or another process, takes an equal part; results are
+    replicated, so that every process holds all of them. See `qchem.map_geometries`.
 
     Attributes:
         mesh: Devices, one axis; None is the default device alone.
@@ -39,7 +34,7 @@ class Workers(eqx.Module):
         """The given devices; a single local one needs no mesh."""
         if len(devices) == 1 and jax.process_count() == 1:
             return cls(None, chunk)
-        return cls(Mesh(np.asarray(devices), (AXIS,)), chunk)
+        return cls(Mesh(np.asarray(devices), ("geometry",)), chunk)
 
     @property
     def count(self) -> int:
@@ -56,27 +51,12 @@ class Workers(eqx.Module):
 
     def map(self, f: Callable[..., PyTree], shared: PyTree, *batched: PyTree) -> PyTree:
         """f(shared, *x) for every row x of `batched`, stacked. To be called under `jit`."""
-
-        def local(shared, batched):
-            return jax.lax.map(lambda x: f(shared, *x), batched, batch_size=self._together(batched))
-
-        return self._spread(local, shared, batched, P(AXIS))
+        rows = map_geometries(f, shared, *batched, mesh=self.mesh, chunk=self.chunk)
+        return self.replicated(rows)
 
     def total(self, f: Callable[..., PyTree], shared: PyTree, *batched: PyTree) -> PyTree:
         """Sum of f(shared, *x) over the rows of `batched`, keeping only the running sum."""
-
-        def local(shared, batched):
-            first = jax.tree.map(lambda x: x[0], batched)
-            shapes = jax.eval_shape(lambda x: f(shared, *x), first)
-            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-            def add(total, x):
-                return jax.tree.map(jnp.add, total, f(shared, *x)), None
-
-            partial = jax.lax.scan(add, zero, batched)[0]
-            return partial if self.mesh is None else jax.lax.psum(partial, AXIS)
-
-        return self._spread(local, shared, batched, P())
+        return self.replicated(sum_geometries(f, shared, *batched, mesh=self.mesh))
 
     def replicated(self, tree: PyTree) -> PyTree:
         """The tree with all arrays whole on every device. To be called under `jit`."""
@@ -95,21 +75,3 @@ class Workers(eqx.Module):
         everywhere = NamedSharding(self.mesh, P())
         arrays, rest = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.device_put(arrays, everywhere), rest)
-
-    def _together(self, batched) -> int | None:
-        if jax.default_backend() == "cpu" or self.chunk == 1:
-            return None
-        return min(self.chunk, jax.tree.leaves(batched)[0].shape[0])
-
-    def _spread(self, local, shared, batched, out):
-        if self.mesh is None:
-            return local(shared, batched)
-        arrays, rest = eqx.partition(shared, eqx.is_array)
-        spread = jax.shard_map(
-            lambda arrays, batched: local(eqx.combine(arrays, rest), batched),
-            mesh=self.mesh,
-            in_specs=(P(), P(AXIS)),
-            out_specs=out,
-            check_vma=False,
-        )
-        return self.replicated(spread(arrays, batched))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.devices import MOLECULE, mesh_for
 from qchem.dispersion import Dispersion
+from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import (
@@ -35,6 +39,7 @@ from qchem.jk import (
 )
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
+from qchem.shared_fitting import SharedFittedJK, shared_fitted_energy
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC, xc_potential
@@ -151,6 +156,7 @@ class Method(eqx.Module):
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     stored_bytes: int = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @classmethod
     def build(
@@ -207,6 +213,20 @@ class Method(eqx.Module):
             chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["other"]),
             stored_bytes=stored_bytes,
         )
+
+    def on(self, mesh: Mesh | None) -> Method:
+        """The same with grid and auxiliary functions shared by devices, along an axis "molecule".
+
+        Raises:
+            InputError: The integrals are not density-fitted.
+        """
+        mesh = mesh_for(mesh, MOLECULE)
+        if mesh is not None and self.two_electron != "df":
+            raise InputError(
+                f"the axis {MOLECULE!r} of a mesh shares auxiliary functions, and these integrals "
+                "are exact; use density fitting, two_electron='df'."
+            )
+        return replace(self, mesh=mesh)
 
     def hamiltonian(
         self, positions: Float[Array, "natom 3"], *, reverse: bool = False
@@ -278,7 +298,10 @@ class Method(eqx.Module):
         weights = self._exchange_weights(0.5 * dm.shape[0])
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
-            energy = energy + fitted_energy(pairs, aux, factor, self.aux.nao, 1.0, weights)
+            fitting = pairs, aux, factor, self.aux.nao, 1.0, weights
+            shared = self.mesh is not None
+            term = shared_fitted_energy(*fitting, self.mesh) if shared else fitted_energy(*fitting)
+            energy = energy + term
         else:
             energy = energy + exact_energy(pairs, dm, weights)
         xc = self._xc(positions)
@@ -296,7 +319,10 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao, weights.omega
-            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
+            if self.mesh is None:
+                jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
+            else:
+                jks = SharedFittedJK.build_separated(pairs, aux, *sizes, self.mesh)
         elif weights.omega == 0:
             exact = self.two_electron == "exact"
             jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
@@ -323,8 +349,8 @@ class Method(eqx.Module):
     def _xc(self, positions, stored_bytes=0):
         parts = []
         if self.grid is not None:
-            storage = {"chunk": self.chunk, "storage_bytes": stored_bytes}
-            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **storage))
+            where = {"chunk": self.chunk, "storage_bytes": stored_bytes, "mesh": self.mesh}
+            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **where))
         if self.nonlocal_grid is not None:
             terms = self.functional.nonlocal_correlation
             place = self.basis, self.nonlocal_grid, positions

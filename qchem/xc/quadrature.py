@@ -6,11 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns
 from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
+from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
 from .learned import AnyFunctional
@@ -28,6 +31,7 @@ class GridXC(eqx.Module):
         positions: Nuclei, bohr. Grid points, Becke weights and AOs all follow them.
         ao: Stored AO values of all chunks; None if each use computes them anew.
         weights: Integration weights of all chunks, bohr³; None likewise.
+        mesh: Devices that share the chunks; only energies and matrices meet.
     """
 
     functional: AnyFunctional
@@ -37,6 +41,7 @@ class GridXC(eqx.Module):
     positions: Float[Array | np.ndarray, "natom 3"]
     ao: tuple[Float[Array, "nchunk nao chunk"], ...] | None
     weights: Float[Array, "nchunk chunk"] | None
+    mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,27 +52,34 @@ class GridXC(eqx.Module):
         *,
         chunk: int = 1024,
         storage_bytes: int = 0,
+        mesh: Mesh | None = None,
     ):
         """Integrator at `positions`.
 
         Args:
             chunk: How many points are held at once.
-            storage_bytes: AO values are stored if all of them fit. That spares most of the time of
-                repeated use at one geometry. Derivatives in positions are the same either way,
-                but with stored values they take several times that memory.
+            storage_bytes: AO values are stored if all of a device fit. That spares most of the
+                time of repeated use at one geometry. Derivatives in positions are the same either
+                way, but with stored values they take several times that memory.
+            mesh: Devices that share the points, along an axis called "molecule".
         """
         self.functional = functional
         self.basis = basis
-        self.points = grid.chunks(chunk + chunk % 2)  # halved in `_in_own_loop`
+        self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
+        chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
+        self.points = grid.chunks(chunk + chunk % 2, ndevice)  # halved in `_in_own_loop`
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
         self.ao = self.weights = None
         ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
         nvalue = self.points.quadrature.size * ncomponent * basis.nao
-        fits = nvalue * self.positions.dtype.itemsize <= storage_bytes
+        fits = nvalue // ndevice * self.positions.dtype.itemsize <= storage_bytes
         if fits and functional.ingredients != "none":
             placement = (self.positions, basis, self.adjustment)
-            self.ao, self.weights = jax.lax.map(partial(self._values, placement), self.points)
+            self.ao, self.weights = self._spread(
+                lambda placement, points: jax.lax.map(partial(self._values, placement), points),
+                P(MOLECULE),
+            )(placement, self.points)
 
     def energy(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """Energy without exact exchange, hartree.
@@ -118,9 +130,21 @@ class GridXC(eqx.Module):
             return term(eqx.combine(learned, fixed), dm, *self._values(placement, part))
 
         if self.ao is not None:
-            return chunked_sum(stored, (learned, dm), (self.ao, self.weights))
+            return self._sum(stored, (learned, dm), (self.ao, self.weights))
         placement = (self.positions, self.basis, self.adjustment)
-        return chunked_sum(recomputed, (learned, dm, placement), self.points)
+        return self._sum(recomputed, (learned, dm, placement), self.points)
+
+    def _sum(self, f, params, chunks):
+        share = ALONE if self.mesh is None else Share.of(self.mesh)
+        total = lambda params, chunks: share.total(chunked_sum(f, params, chunks))  # noqa: E731
+        return self._spread(total, P())(params, chunks)
+
+    def _spread(self, f, out_specs):
+        """f(what all devices have, chunks) with the chunks shared."""
+        if self.mesh is None:
+            return f
+        spreading = spread(f, self.mesh, (P(), P(MOLECULE)), out_specs)
+        return lambda shared, chunks: spreading(shared, jax.tree.map(jnp.asarray, chunks))
 
     def _values(self, placement, part: GridPoints):
         """AO values and weights of one chunk."""

@@ -1,0 +1,193 @@
+"""Devices that share work: geometries of a batch, or grid and auxiliary functions of one molecule.
+
+The axis of a `jax.sharding.Mesh` says which: "geometry" or "molecule". Devices may belong to
+several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree
+
+from qchem.errors import InputError
+
+GEOMETRY, MOLECULE = "geometry", "molecule"
+
+
+def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
+    """The mesh if it is for this axis.
+
+    Raises:
+        InputError: A mesh with other axes than one of the two.
+    """
+    if mesh is None:
+        return None
+    if mesh.axis_names not in ((GEOMETRY,), (MOLECULE,)):
+        raise InputError(
+            f"a mesh with the axes {mesh.axis_names}; one axis is needed, {GEOMETRY!r} (of a batch)"
+            f" or {MOLECULE!r} (grid and auxiliary functions of each), as in "
+            f"jax.make_mesh(({mesh.size},), ({GEOMETRY!r},))."
+        )
+    # Without the axis types of the caller's mesh: what is shared here is said where it is shared.
+    return Mesh(mesh.devices, mesh.axis_names) if mesh.axis_names == (axis,) else None
+
+
+def check_placement(x: Array | Any) -> None:
+    """Refuse arrays whose type says where they lie: no part of a calculation keeps such types."""
+    if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+        raise InputError(
+            f"positions lie on a mesh whose axes {jax.typeof(x).sharding.mesh.axis_names} are of "
+            "the type Explicit; make it with axis_types=(jax.sharding.AxisType.Auto,), or leave "
+            "the positions where they are."
+        )
+
+
+def spread(f: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    """`jax.shard_map` of functions whose arguments hold more than arrays of JAX.
+
+    The rest each device has, as it is.
+    """
+
+    def call(*args):
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        local = jax.shard_map(
+            lambda *arrays: f(*eqx.combine(arrays, rest)),
+            mesh=mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,
+        )
+        return local(*arrays)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Share:
+    """A device's part of an index, for functions that `spread` runs; without an axis all of it.
+
+    Attributes:
+        axis: Of the mesh.
+        count: Its number of devices.
+    """
+
+    axis: str | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> Share:
+        """Of a mesh with one axis."""
+        return cls(mesh.axis_names[0], mesh.size)
+
+    def total(self, x: PyTree) -> PyTree:
+        """Sum over the devices."""
+        return x if self.axis is None else jax.lax.psum(x, self.axis)
+
+    def whole(self, own: Float[Array, " own"]) -> Float[Array, " all"]:
+        """The parts of all devices, one after another."""
+        return own if self.axis is None else jax.lax.all_gather(own, self.axis, tiled=True)
+
+    def part(self, whole: Float[Array, " all"]) -> Float[Array, " own"]:
+        """The reverse of `whole`."""
+        if self.axis is None:
+            return whole
+        size = whole.size // self.count
+        return jax.lax.dynamic_slice(whole, (jax.lax.axis_index(self.axis) * size,), (size,))
+
+    def to_rows(self, columns: Float[Array, "nrow own"]) -> Float[Array, "some all"]:
+        """All columns of some rows, the last devices' filled up with zeros, for own columns."""
+        if self.axis is None:
+            return columns
+        columns = jnp.pad(columns, ((0, -len(columns) % self.count), (0, 0)))
+        return jax.lax.all_to_all(columns, self.axis, 0, 1, tiled=True)
+
+    def to_columns(self, rows: Float[Array, "some all"], nrow: int) -> Float[Array, "{nrow} own"]:
+        """The reverse of `to_rows`."""
+        if self.axis is None:
+            return rows
+        return jax.lax.all_to_all(rows, self.axis, 1, 0, tiled=True)[:nrow]
+
+
+ALONE = Share()
+
+
+def map_geometries(
+    f: Callable[..., PyTree],
+    shared: PyTree,
+    *batched: PyTree,
+    mesh: Mesh | None = None,
+    chunk: int = 1,
+) -> PyTree:
+    """f(shared, *x) for every row x of `batched`, stacked; to be called under `jit`.
+
+    On a CPU the geometries of a device follow one another: its threads work on one at a time, and
+    XLA's batched LAPACK calls can wait for each other for ever where there are few threads
+    (jaxlib 0.10).
+
+    Args:
+        f: Of one geometry, a pure function.
+        shared: What all geometries have in common, a `Method` or an `EnergyFunction` for example;
+            each device has it whole.
+        batched: Arrays with the geometries along the leading axis.
+        mesh: Devices that take equal parts of the batch, along an axis called "geometry". What is
+            missing to equal parts is filled up with the last geometry.
+        chunk: Geometries held at once by a device that is not a CPU.
+    """
+
+    def local(shared, batched):
+        one_by_one = chunk == 1 or jax.default_backend() == "cpu"
+        together = None if one_by_one else min(chunk, _count(batched))
+        return jax.lax.map(lambda x: f(shared, *x), batched, batch_size=together)
+
+    mesh = mesh_for(mesh, GEOMETRY)
+    if mesh is None:
+        return local(shared, batched)
+    batched = jax.tree.map(jnp.asarray, batched)
+    jax.tree.map(check_placement, batched)
+    missing = -_count(batched) % mesh.size
+    count = _count(batched)
+    filled = batched
+    if missing:
+        more = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)])  # noqa: E731
+        filled = jax.tree.map(more, batched)
+    result = spread(local, mesh, (P(), P(GEOMETRY)), P(GEOMETRY))(shared, filled)
+    return jax.tree.map(lambda x: x[:count], result) if missing else result
+
+
+def sum_geometries(
+    f: Callable[..., PyTree], shared: PyTree, *batched: PyTree, mesh: Mesh | None = None
+) -> PyTree:
+    """Sum of f(shared, *x) over the rows of `batched`, keeping only the running sum.
+
+    Args:
+        f, shared, batched: As in `map_geometries`.
+        mesh: Likewise; the number of geometries must divide by that of its devices.
+    """
+
+    def local(shared, batched):
+        first = jax.tree.map(lambda x: x[0], batched)
+        shapes = jax.eval_shape(lambda x: f(shared, *x), first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(total, x):
+            return jax.tree.map(jnp.add, total, f(shared, *x)), None
+
+        return jax.lax.scan(add, zero, batched)[0]
+
+    mesh = mesh_for(mesh, GEOMETRY)
+    if mesh is None:
+        return local(shared, batched)
+    total = lambda *args: jax.lax.psum(local(*args), GEOMETRY)  # noqa: E731
+    return spread(total, mesh, (P(), P(GEOMETRY)), P())(shared, batched)
+
+
+def _count(batched):
+    return jax.tree.leaves(batched)[0].shape[0]

@@ -1,0 +1,140 @@
+"""A small batch and a small molecule on meshes of devices, as a program of its own.
+
+python -m tests.device_program OUT PART:N,N,... [PART:N,N,...] [--process I --port P]
+
+Writes what it computed, and what a device held, to OUT (.npz), by part and number N of devices; 0
+is without a mesh.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+import tests.conftest  # noqa: F401  (settings of every test)
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=Path)
+parser.add_argument("parts", nargs="+")
+parser.add_argument("--process", type=int)
+parser.add_argument("--port", type=int)
+
+POSITIONS = np.array([[0.02, -0.01, 0.05], [0.1, 0.2, 1.6]])
+BATCH = POSITIONS + 0.05 * np.random.default_rng(0).normal(size=(5, 2, 3))
+ORBITALS = np.array([[[0.9], [0.3], [0.5]]])
+
+
+def compiled(function):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def mesh_of(count, axis):
+    return Mesh(np.array(jax.devices()[:count]), (axis,)) if count else None
+
+
+def converged(count, derivative=jax.value_and_grad):
+    """Energies and gradients of a batch that does not divide by the number of devices."""
+    from qchem import energy_fn
+
+    function = energy_fn((1, 1), "sto-3g", "hf", mesh=mesh_of(count, "geometry"))
+    return compiled(jax.vmap(derivative(function)))(BATCH), []
+
+
+def energies(count):
+    """The energies alone."""
+    return converged(count, lambda function: function)
+
+
+def given(count):
+    """The same of given orbitals."""
+    from qchem import energy_fn, map_geometries
+
+    method = energy_fn((1, 1), "sto-3g", "hf").method
+    factors = np.linspace(0.5, 1, 10).reshape(5, 1, 2, 1)
+
+    def both(positions, factors):
+        mesh = mesh_of(count, "geometry")
+        slope = lambda method, *x: jax.value_and_grad(method.energy)(*x)  # noqa: E731
+        return map_geometries(slope, method, positions, factors, mesh=mesh)
+
+    return compiled(both)(BATCH, factors), []
+
+
+def small_method(xc, count, l=0):
+    """A molecule whose programs compile quickly: s functions and one auxiliary shell of any l."""
+    from qchem import Basis, Functional, Grid, Method
+    from qchem.basis.library import Shell
+
+    def shells(*exponents, l=0):
+        return [Shell(l, (a,), (1.0,)) for a in exponents]
+
+    numbers = 2, 1
+    basis = Basis.from_shells([shells(1.3, 0.4), shells(0.6)])
+    aux = Basis.from_shells([shells(3.0, 1.0, 0.4, 0.2), shells(1.5, 0.5) + shells(0.7, l=l)])
+    functional = Functional.from_name(xc)
+    grid = Grid.from_numbers(numbers, sizes=(6, 14), prune=False)
+    method = Method.build(numbers, basis, functional, aux=aux, grid=grid, chunk=30)
+    return method.on(mesh_of(count, "molecule"))
+
+
+def molecule(count, xc="0.3*hf + lda_x", l=0, nspin=1, more=lambda *_: ()):
+    """Energy, Fock matrix and derivatives at given orbitals; shapes of what a device holds."""
+    method = small_method(xc, count, l)
+    factor = jnp.concatenate([ORBITALS, 0.8 * ORBITALS[:, ::-1]])[:nspin]
+
+    def everything(positions, factor):
+        hamiltonian, _ = method.hamiltonian(positions)
+        energies, fock = hamiltonian.energies_and_fock(factor)
+        slopes = jax.value_and_grad(method.energy, (0, 1))(positions, factor)
+        large = hamiltonian.jk, hamiltonian.xc
+        return (sum(energies.values()), fock, slopes, more(method, positions, factor)), large
+
+    values, (jk, xc) = compiled(everything)(POSITIONS, factor)
+    fitted = jk.parts.fitted if count else jk.fitted
+    return values, [x.addressable_shards[0].data.shape for x in (fitted, xc.ao[0], xc.weights)]
+
+
+def thorough(count):
+    """The same with two spins, gradients of the density, separated ranges, two lists of auxiliary
+    functions; and the derivative of a Fock matrix in reverse mode."""
+
+    def slope_of_fock(method, positions, factor):
+        square = lambda x: jnp.sum(method.hamiltonian(x)[0].fock(factor) ** 2)  # noqa: E731
+        return jax.grad(square)(positions)
+
+    return molecule(count, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + b88", 2, 2, slope_of_fock)
+
+
+def main() -> None:
+    options = parser.parse_args()
+    if options.process is None:
+        jax.config.update("jax_num_cpu_devices", 4)
+    else:
+        jax.config.update("jax_num_cpu_devices", 1)
+        jax.distributed.initialize(f"127.0.0.1:{options.port}", 2, options.process)
+    found = {}
+    for part in options.parts:
+        name, counts = part.split(":")
+        for count in counts.split(","):
+            values, held = globals()[name](int(count))
+            for n, value in enumerate(jax.tree.leaves(values)):
+                found[f"{name} {count} value {n}"] = whole(value)
+            for n, shape in enumerate(held):
+                found[f"{name} {count} held {n}"] = shape
+    np.savez(options.out, **found)
+
+
+def whole(x):
+    """As an array of this process."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(x, tiled=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Several devices, and several processes, against one: the same numbers, less on each."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose, assert_array_equal
+
+import qchem
+from qchem.devices import Share
+from qchem.integrals.pairs import Distribution
+from qchem.integrals.shared import filled_lists, from_device_order, to_device_order
+
+ROOT = Path(__file__).parents[1]
+RTOL = 1e-12  # of the largest element: rounding of sums in another order
+
+
+def start(out, *options):
+    command = [sys.executable, "-m", "tests.device_program", str(out), *options]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+def numbers(out, *parts):
+    assert start(out, *parts).wait() == 0
+    return np.load(out)
+
+
+def numbers_of_two_processes(tmp_path, part):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    outs = [tmp_path / f"{i}.npz" for i in range(2)]
+    options = part, "--port", port, "--process"
+    processes = [start(out, *options, str(i)) for i, out in enumerate(outs)]
+    assert [process.wait() for process in processes] == [0, 0]
+    return [np.load(out) for out in outs]
+
+
+def assert_same(found, expected, name, count):
+    keys = [key for key in found.files if key.startswith(f"{name} {count} value")]
+    assert keys
+    for key in keys:
+        value = expected[key.replace(f"{name} {count}", f"{name} 0")]
+        assert np.abs(value).max() > 1e-3  # not zeros on both sides
+        assert_allclose(found[key], value, rtol=0, atol=RTOL * np.abs(value).max())
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("devices") / "numbers.npz"
+    return numbers(out, "converged:0,2,4", "given:0,4", "molecule:0,2,4")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_devices_gives_the_same(computed, count):
+    assert_same(computed, computed, "converged", count)
+    assert_same(computed, computed, "molecule", count)
+
+
+def test_energies_of_given_orbitals(computed):
+    assert_same(computed, computed, "given", 4)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_device_holds_its_part(computed, count):
+    """7 auxiliary functions and 168 points in chunks of 30; filled up to equal parts."""
+    fitted, ao, weights = (computed[f"molecule {count} held {n}"] for n in range(3))
+    assert tuple(fitted) == (6, -(-7 // count))
+    nchunk = -(-6 // count)
+    assert tuple(ao) == (nchunk, 3, 30) and tuple(weights) == (nchunk, 30)
+
+
+def test_two_processes_share_a_batch(computed, tmp_path):
+    for found in numbers_of_two_processes(tmp_path, "energies:2"):
+        assert_allclose(found["energies 2 value 0"], computed["converged 0 value 0"], rtol=RTOL)
+
+
+@pytest.mark.slow
+def test_all_kinds_of_terms(tmp_path):
+    found = numbers(tmp_path / "out.npz", "thorough:0,1,4")
+    for count in (1, 4):
+        assert_same(found, found, "thorough", count)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_molecule(computed, tmp_path):
+    for found in numbers_of_two_processes(tmp_path, "molecule:2"):
+        assert_same(found, computed, "molecule", 2)
+
+
+def test_order_of_columns_on_several_devices():
+    """Lists of 3 and 5 rows with 2 and 1 functions, the columns numbered as they stand alone."""
+    counts = {"nrow": (3, 5), "nfunction": (2, 1)}
+    lists, first = [], 0
+    for nrow, nfunction in zip(*counts.values()):
+        index = first + np.arange(nrow * nfunction).reshape(nfunction, nrow).T
+        first += index.size
+        rows = np.ones((nrow, 1)), np.ones((nrow, 1, 3)), np.ones((nrow, nfunction, 1, 1)), index
+        lists.append(Distribution(0, 0, *(jnp.asarray(x) for x in rows)))
+    metric = jnp.arange(float(first**2)).reshape(first, first)
+    filled = filled_lists(tuple(lists), 2)
+    assert [rows.width.shape[0] for rows in filled] == [4, 6]
+    assert not filled[0].coefficient[3:].any() and not filled[1].coefficient[5:].any()
+    halves = [jax.tree.map(lambda x, n=n: jnp.split(x, 2)[n], filled) for n in (0, 1)]
+    share = Share("molecule", 2)
+    moved = to_device_order(metric, tuple(lists), halves[0], share)
+    # Where a function is real, its column is that of the whole metric.
+    index = np.concatenate([np.asarray(rows.index.T).ravel() for half in halves for rows in half])
+    real = np.concatenate(
+        [np.asarray(rows.coefficient[:, :, 0, 0].T).ravel() for half in halves for rows in half]
+    )
+    expected = np.where(real[:, None] * real[None] > 0, metric[index[:, None], index[None]], 0)
+    assert_array_equal(moved, expected)
+    back = from_device_order(moved, tuple(lists), halves[0], share)
+    assert_array_equal(back, metric)
+
+
+def test_what_a_mesh_must_be():
+    devices = np.array(jax.devices()[:1])
+    with pytest.raises(qchem.InputError, match="one axis is needed, 'geometry'"):
+        qchem.energy_fn((1, 1), "sto-3g", "hf", mesh=Mesh(devices, ("data",)))
+    with pytest.raises(qchem.InputError, match="these integrals are exact"):
+        qchem.energy_fn((1, 1), "sto-3g", "hf", mesh=Mesh(devices, ("molecule",)))
+    molecule = qchem.Molecule.from_arrays((1, 1), [[0, 0, 0], [0, 0, 1.4]], unit="bohr")
+    with pytest.raises(qchem.InputError, match="qchem.energy_fn"):
+        qchem.energy(molecule, "sto-3g", "hf", mesh=Mesh(devices, ("geometry",)))
+
+
+def test_explicit_placement_is_refused():
+    mesh = jax.make_mesh((1,), ("geometry",), axis_types=(AxisType.Explicit,))
+    batch = jax.device_put(np.zeros((2, 2, 3)), NamedSharding(mesh, P("geometry")))
+    function = qchem.energy_fn((1, 1), "sto-3g", "hf", mesh=mesh)
+    with pytest.raises(qchem.InputError, match="AxisType.Auto"):
+        jax.vmap(function)(batch)
+    with pytest.raises(qchem.InputError, match="AxisType.Auto"):
+        qchem.map_geometries(lambda f, x: f(x), function, batch, mesh=mesh)
