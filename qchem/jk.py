@@ -197,7 +197,7 @@ class DensityFittedJK(AbstractJK):
             own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
         """
-        integrals = partial(_fitting_integrals, nao, naux, share=share, reverse=reverse)
+        integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
         ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
         return tuple(cls.fit(*both, share) for both in ranges)
 
@@ -206,7 +206,7 @@ class DensityFittedJK(AbstractJK):
         cls, three: Float[Array, "npair own"], two: Float[Array, "naux naux"], share: Share = ALONE
     ) -> DensityFittedJK:
         """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(_fitted(share, _lower(two), three))
+        return cls(_fitted(share, lower_factor(two), three))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
@@ -227,7 +227,7 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao)
 
 
-def _fitting_integrals(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
+def fitting_arrays(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
     """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
 
     Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
@@ -270,8 +270,8 @@ def _separated(three, two, omega):
     return tuple(zip(three, two, strict=True))
 
 
-def _lower(two):
-    """L of the metric L L^T."""
+def lower_factor(two: Float[Array, "naux naux"]) -> Float[Array, "naux naux"]:
+    """L of the metric L L^T, which is shifted where it is singular."""
     # Functions that are zero everywhere, of atoms that fill up, take no part.
     two = two + jnp.diag((jnp.diagonal(two) == 0).astype(two.dtype))
     # A failure is a matrix of NaN.
@@ -302,11 +302,13 @@ def _fitted_jvp(share, primals, tangents):
 
 def _solved_columns(share, lower, columns):
     """X of X L^T = (ab|P), from a device's columns P to its columns of X."""
-    rows = _solved(lower, share.to_rows(columns), transpose_a=True)
+    rows = solved(lower, share.to_rows(columns), transpose_a=True)
     return share.to_columns(rows, len(columns))
 
 
-def _solved(lower, rows, *, transpose_a):
+def solved(
+    lower: Float[Array, "naux naux"], rows: Float[Array, "nrow naux"], *, transpose_a: bool
+) -> Float[Array, "nrow naux"]:
     """X of X L = rows, or of X L^T = rows."""
     return jax.lax.linalg.triangular_solve(
         lower, rows, left_side=False, lower=True, transpose_a=transpose_a
@@ -362,7 +364,7 @@ def fitted_energy(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
-    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
     return sum(
         _Contracted.build(*both, factor, *weights, share).energy
@@ -373,7 +375,7 @@ def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
 @_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, share, primals, tangents):
     *lists, factor = primals
-    integrals = partial(_fitting_integrals, factor.shape[1], naux, share=share)
+    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = _separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
     energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
@@ -419,10 +421,10 @@ class _Contracted(eqx.Module):
         """From (ab|P), (P|Q) and orbitals."""
         nspin, nao, nocc = factor.shape
         own = three.shape[1]
-        lower = _lower(two)
+        lower = lower_factor(two)
         charge = jnp.dot(_packed_density(factor), three, precision="highest")
         charge = share.whole(charge)
-        charge = _solved(lower, charge[None], transpose_a=True)
+        charge = solved(lower, charge[None], transpose_a=True)
         energy = 0.5 * coulomb * jnp.sum(charge**2)
         products = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
@@ -434,11 +436,11 @@ class _Contracted(eqx.Module):
 
             products = _over_columns(add, products, three, nao)
             rows = share.to_rows(products.reshape(-1, own))
-            rows = _solved(lower, rows, transpose_a=True)
+            rows = solved(lower, rows, transpose_a=True)
             energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
-            rows = _solved(lower, rows, transpose_a=False)
+            rows = solved(lower, rows, transpose_a=False)
             products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
-        charge = _solved(lower, charge, transpose_a=False)[0]
+        charge = solved(lower, charge, transpose_a=False)[0]
         return cls(energy, share.part(charge), products, coulomb, exchange, share)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
@@ -456,14 +458,14 @@ class _Contracted(eqx.Module):
         nao = factor.shape[1]
         coulomb = self.coulomb * unpack(jnp.dot(three, self.charge, precision="highest"), nao)
         of_factor = 2 * jnp.einsum("ab,sbi->sai", coulomb, factor, precision="highest")
-        of_three = self.coulomb * _packed_density(factor)[:, None] * self.charge[None]
+        density = _packed_density(factor)[:, None]
         if not self.exchange:
-            return of_three, of_factor
+            return self.coulomb * density * self.charge[None], of_factor
         i, j = np.tril_indices(nao)
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
 
-        def add(sums, start, columns, fresh):
-            of_three, of_factor = sums
+        def exchanged(three, of_factor, start, columns, fresh):
+            """Columns of (ab|P) give way to their slopes, but for those that are slopes already."""
             size = columns.shape[2]
             products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
             products = products * fresh[None, None, None]
@@ -471,11 +473,13 @@ class _Contracted(eqx.Module):
             part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
             of_factor = of_factor - 2 * self.exchange * part
             square = jnp.einsum("sajp,sbj->abp", half, factor, precision="highest")
-            old = jax.lax.dynamic_slice_in_dim(of_three, start, size, 1)
-            new = old - self.exchange * twice * square[i, j]
-            return jax.lax.dynamic_update_slice_in_dim(of_three, new, start, 1), of_factor
+            charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
+            new = self.coulomb * density * charge[None] - self.exchange * twice * square[i, j]
+            old = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
+            new = jnp.where(fresh[None] > 0, new, old)
+            return jax.lax.dynamic_update_slice_in_dim(three, new, start, 1), of_factor
 
-        return _over_columns(add, (of_three, of_factor), three, nao)
+        return _replaced_columns(exchanged, three, of_factor, nao)
 
 
 def _packed_density(factor):
@@ -494,21 +498,49 @@ def _over_columns(add, sums, three, nao):
         three: (ab|P), packed.
         nao: Number of AOs.
     """
-    naux = three.shape[1]
-    ao = np.arange(nao)
-    index = _packed(jnp.asarray(ao)[:, None], jnp.asarray(ao)[None])
-    size = max(1, min(naux, _UNPACKED_BYTES // (three.dtype.itemsize * nao * nao)))
+
+    def step(sums, window):
+        return add(sums, *window(three))
+
+    return _over_windows(step, sums, three, nao)
+
+
+def _replaced_columns(replace, three, sums, nao):
+    """The same where (ab|P) itself is changed, in its own memory.
+
+    Args:
+        replace: Of (ab|P), the sums, and the rest as in `_over_columns`: both anew.
+        three, sums, nao: As there.
+    """
+
+    def step(both, window):
+        three, sums = both
+        return replace(three, sums, *window(three))
+
+    return _over_windows(step, (three, sums), three, nao)
+
+
+def _over_windows(step, state, three, nao):
+    """`step` of the state, and of what takes the next columns from (ab|P), one after another."""
+    naux, dtype = three.shape[1], three.dtype
+    ao = jnp.arange(nao)
+    index = _packed(ao[:, None], ao[None])
+    size = max(1, min(naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
     if size == naux:
-        return add(sums, 0, three[index], jnp.ones(naux, three.dtype))
+        return step(state, lambda three: (0, three[index], jnp.ones(naux, dtype)))
 
     @jax.checkpoint
-    def step(sums, first):
+    def body(state, first):
         start = jnp.minimum(first, naux - size)
-        columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)[index]
-        fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(three.dtype)
-        return add(sums, start, columns, fresh), None
 
-    return jax.lax.scan(step, sums, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
+        def window(three):
+            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)[index]
+            fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(dtype)
+            return start, columns, fresh
+
+        return step(state, window), None
+
+    return jax.lax.scan(body, state, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
 
 
 def _weighted_ranges(share, pairs, aux, own, weights, omega):

@@ -49,7 +49,9 @@ def _of_energy(method, nocc, itemsize):
     sizes = {"charge distributions": _distributions(method)}
     if method.two_electron == "df":
         naux = method.aux.nao
-        sizes["three-index integrals"] = nrange * packed * naux
+        stored = nrange * packed * naux
+        if _has_exchange(method) or itemsize * stored <= method.stored_bytes:
+            sizes["three-index integrals"] = stored
         sizes["the metric"] = nrange * 3 * naux**2
     elif method.two_electron == "exact":
         sizes["four-index integrals"] = nrange * npair(packed)
@@ -68,11 +70,16 @@ def _of_forces(method, nocc, itemsize):
     sizes = {"charge distributions and their derivatives": 4 * _distributions(method)}
     if method.two_electron == "df":
         naux, products = method.aux.nao, nspin * max(nocc) ** 2 * method.aux.nao
-        sizes["three-index integrals"] = nrange * packed * naux
-        sizes["products of orbitals"] = 2 * nrange * products
+        if _has_exchange(method):
+            sizes["three-index integrals"] = nrange * packed * naux
+            sizes["products of orbitals"] = 2 * nrange * products
         sizes["the metric"] = nrange * 4 * naux**2
     sizes["orbitals"] = nspin * nao**2 * 12
     return sizes | {"a chunk of points": 4 * _chunk(method)}
+
+
+def _has_exchange(method):
+    return bool(method.functional.exchange_fraction or method.functional.attenuated_fraction)
 
 
 def _distributions(method):
@@ -168,10 +175,12 @@ def _advice(method, nocc, forces, itemsize, available):
     if forces and fits(forces=False):
         return "the energy alone would fit."
     if method.two_electron == "df":
-        return (
-            "exact integrals (two_electron='exact') are made again in batches and take less, at "
-            "the cost of time; so does a smaller basis set."
-        )
+        if _has_exchange(method):
+            return (
+                "without exact exchange nothing of that size is needed; exact integrals "
+                "(two_electron='exact') are made again in batches and take less, at the cost of "
+                "time; so does a smaller basis set."
+            )
     return "a smaller basis set, or a machine with more memory, is needed."
 
 

@@ -51,7 +51,7 @@ def integrals():
     @oracle.jit
     def compute(positions):
         rows, aux = pairs(positions), auxiliary(positions)
-        fitting = builders._fitting_integrals(NAO, AUX.nao, rows, aux)
+        fitting = builders.fitting_arrays(NAO, AUX.nao, rows, aux)
         return dense(coulomb_4c(rows, NPAIR)), *fitting
 
     exact, three, two = (np.asarray(x) for x in compute(POSITIONS))
@@ -90,7 +90,7 @@ def test_dependent_auxiliary_functions_do_no_harm():
     def fitted(aux, positions):
         bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
         kets = auxiliary_distributions(aux, positions)
-        three, two = builders._fitting_integrals(SMALL.nao, aux.nao, bras, kets)
+        three, two = builders.fitting_arrays(SMALL.nao, aux.nao, bras, kets)
         two = two - 1e-14 * jnp.eye(aux.nao)  # rounding of the bad kind
         return two, builders.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
 
@@ -131,7 +131,7 @@ def test_separated_ranges(weights):
         fitted = builders.DensityFittedJK.build_separated(*lists, nao, naux, omega)
         far = [attenuated(rows, jnp.asarray(omega**-2)) for rows in lists]
         integrals = [
-            (coulomb_4c(b, size), *builders._fitting_integrals(nao, naux, b, a))
+            (coulomb_4c(b, size), *builders.fitting_arrays(nao, naux, b, a))
             for b, a in (lists, far)
         ]
         return [jk.exchange(factor) for jk in (*packed, *fitted)], integrals

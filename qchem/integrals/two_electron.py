@@ -66,6 +66,36 @@ def potential(
     return total
 
 
+def contracted(rows: Distribution, weight: Float[Array, "nrow nfunction"]) -> Distribution:
+    """One function for each row, the weighted sum of its functions; it adds to nothing."""
+    coefficient = jnp.einsum("rf,rfkt->rkt", weight, rows.coefficient, precision="highest")
+    index = np.zeros((rows.width.shape[0], 1), np.int32)
+    return replace(rows, coefficient=coefficient[:, None], index=index)
+
+
+def charges_of_density(
+    pairs: tuple[Distribution, ...],
+    aux: tuple[Distribution, ...],
+    density: Float[Array, " npair"],
+) -> Float[Array, " ncolumn"]:
+    """sum_ab D_ab (ab|P) of a packed density; for P see `auxiliary_columns`; hartree."""
+    total = [jnp.zeros(ket.index.size, density.dtype) for ket in aux]
+    for rows in pairs:
+        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
+        for n, ket in enumerate(aux):
+            size = _tile_rows(bra, *ket.width.shape, ket.order)
+
+            @jax.checkpoint
+            def of_block(block, ket=ket):
+                return jnp.sum(interaction(block, ket), axis=(0, 1)).ravel()
+
+            def add(total, block, of_block=of_block):
+                return total + of_block(block), None
+
+            total[n] = jax.lax.scan(add, total[n], _blocks(bra, size, 0))[0]
+    return jnp.concatenate(total)
+
+
 def coulomb_3c(
     pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], npair: int
 ) -> Float[Array, "npair ncolumn"]:
@@ -243,21 +273,17 @@ def potential_energy(
     dm: Float[Array, "nao nao"],
 ) -> Float[Array, ""]:
     """Energy of the density in the potential of charges: sum_ab D_ab times `potential`."""
-    density = _packed_density(dm)
+    density = packed_density(dm)
     total = jnp.zeros((), dm.dtype)
-    for bra in pairs:
+    for rows in pairs:
+        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
         size = _tile_rows(bra, *charges.width.shape, charges.order)
 
-        def of_block(shared, block):
-            density, charges = shared
-            weight = density.at[block.index].get(mode="fill", fill_value=0.0)
-            weight = jnp.broadcast_to(
-                weight[:, :, None, None], (*weight.shape, 1, charges.width.shape[0])
-            )
-            return weighted_sum(block, charges, weight)
+        def of_block(charges, block):
+            every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), dm.dtype)
+            return weighted_sum(block, charges, every)
 
-        blocks = _blocks(bra, size, density.size)
-        total = total + chunked_sum(of_block, (density, charges), blocks)
+        total = total + chunked_sum(of_block, charges, _blocks(bra, size, 0))
     return total
 
 
@@ -270,18 +296,17 @@ def weighted_3c(
     total, end = jnp.zeros((), weight.dtype), 0
     for ket in aux:
         start, end = end, end + ket.index.size
-        columns = weight[:, start:end]
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
 
-            def of_block(shared, block, shape=ket.index.T.shape):
-                columns, ket = shared
-                chosen = columns.at[block.index].get(mode="fill", fill_value=0.0)
-                chosen = chosen.reshape(*block.index.shape, *shape)
+            def of_block(shared, block, start=start, end=end):
+                weight, ket = shared  # whole: its columns would be a copy of them
+                chosen = weight.at[block.index, start:end].get(mode="fill", fill_value=0.0)
+                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
                 return weighted_sum(block, ket, chosen)
 
             blocks = _blocks(bra, size, weight.shape[0])
-            total = total + chunked_sum(of_block, (columns, ket), blocks)
+            total = total + chunked_sum(of_block, (weight, ket), blocks)
     return total
 
 
@@ -311,7 +336,7 @@ def weighted_2c(
     return total
 
 
-def _packed_density(dm):
+def packed_density(dm: Float[Array, "nao nao"]) -> Float[Array, " npair"]:
     """Sum of D_ab and D_ba for each pair a > b, D_aa for a = b."""
     i, j = np.tril_indices(dm.shape[-1])
     return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)

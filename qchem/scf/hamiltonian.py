@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.devices import MOLECULE, mesh_for
 from qchem.dispersion import Dispersion
 from qchem.errors import InputError
@@ -299,9 +300,12 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             fitting = pairs, aux, factor, self.aux.nao, 1.0, weights
-            shared = self.mesh is not None
-            term = shared_fitted_energy(*fitting, self.mesh) if shared else fitted_energy(*fitting)
-            energy = energy + term
+            if self.mesh is not None:
+                energy = energy + shared_fitted_energy(*fitting, self.mesh)
+            elif weights.full or weights.attenuated:
+                energy = energy + fitted_energy(*fitting)
+            else:
+                energy = energy + fitted_coulomb_energy(pairs, aux, density)
         else:
             energy = energy + exact_energy(pairs, dm, weights)
         xc = self._xc(positions)
@@ -319,7 +323,10 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao, weights.omega
-            if self.mesh is None:
+            if self.mesh is None and not (weights.full or weights.attenuated):
+                storage = {"stored_bytes": self.stored_bytes, "reverse": reverse}
+                jks = (FittedCoulomb.build(pairs, aux, *sizes[:2], **storage),)
+            elif self.mesh is None:
                 jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
             else:
                 jks = SharedFittedJK.build_separated(pairs, aux, *sizes, self.mesh)

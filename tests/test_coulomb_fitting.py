@@ -1,0 +1,64 @@
+"""Coulomb matrices and energies without exchange: the same numbers as from a whole fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
+from qchem.jk import DensityFittedJK, fitted_energy
+from tests import oracle
+from tests.test_jk import DM, FACTOR, FITTING, auxiliary, check_energy, small_rows
+from tests.test_two_electron import AUX, NAO, POSITIONS, SMALL, pairs
+
+RTOL = 1e-12
+
+
+@pytest.mark.parametrize("stored_bytes, reverse", [(0, False), (1 << 20, False), (0, True)])
+def test_matrices_are_those_of_the_whole_fit(stored_bytes, reverse):
+    @oracle.jit
+    def matrices(positions, dm, factor):
+        lists = pairs(positions), auxiliary(positions)
+        storage = {"stored_bytes": stored_bytes, "reverse": reverse}
+        ours = FittedCoulomb.build(*lists, NAO, AUX.nao, **storage)
+        assert (ours.three is None) == (stored_bytes == 0 and not reverse)
+        whole = DensityFittedJK.build(*lists, NAO, AUX.nao)
+        of = [(jk.coulomb(dm), jk.exchange(factor)) for jk in (ours, whole)]
+        return of
+
+    ours, whole = matrices(POSITIONS, DM.sum(0), FACTOR)
+    for one, other in zip(ours, whole, strict=True):
+        assert_allclose(one, other, rtol=0, atol=RTOL * np.abs(other).max())
+
+
+def test_energy():
+    """Its derivative rule agrees with differences, its value with the whole fit."""
+
+    def energy(positions, factor):
+        dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
+        return fitted_coulomb_energy(*small_rows(positions), dm)
+
+    def expected(positions, factor):
+        return fitted_energy(*small_rows(positions), factor, FITTING.nao, 1.0, 0.0)
+
+    check_energy(energy, expected)
+
+
+def test_second_derivatives():
+    """The rule holds the charges in first derivatives alone."""
+    direction = oracle.random_like(POSITIONS, 3)
+    dm = DM.sum(0)[: SMALL.nao, : SMALL.nao]
+
+    def slope(t):
+        def energy(positions):
+            return fitted_coulomb_energy(*small_rows(positions), dm)
+
+        return jnp.vdot(jax.grad(energy)(POSITIONS + t * direction), direction)
+
+    step = 1e-3
+    ends = oracle.jit(lambda t: jax.lax.map(slope, t))(step * jnp.asarray([-2.0, -1, 1, 2]))
+    curvature = oracle.jit(jax.grad(slope))(jnp.asarray(0.0))
+    measured = oracle.slope(ends, step)
+    assert abs(measured) > 0.1
+    assert_allclose(curvature, measured, rtol=1e-6)
