@@ -11,8 +11,11 @@ AXES = (("evaluations", "energy evaluations"), ("wall_s", "wall time, s"))
 FRAMES = (("near", "at 500 K"), ("far", "far from equilibrium"))
 
 
-def draw(results: Path) -> Path:
-    """Draw docs/claim.png; of rows that were measured twice, the last.
+PICTURE = ROOT / "docs" / "claim.png"
+
+
+def draw(results: Path, path: Path = PICTURE) -> Path:
+    """Draw a file of results; of rows that were measured twice, the last.
 
     A line is the median over seeds, a band reaches from the smallest to the largest. Curves of the
     seeds have their points at different places and are interpolated.
@@ -42,7 +45,6 @@ def draw(results: Path) -> Path:
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="lower center", ncols=3, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.45 / size[1], 1, 1))
-    path = ROOT / "docs" / "claim.png"
     figure.savefig(path, dpi=110)
     return path
 

@@ -159,7 +159,9 @@ def train(
     return {
         "given": arm.given,
         **records[-1],
-        **{f"{k}_at_evaluations": _at(records, options, f"{k}_error") for k in ("near", "far")},
+        **{
+            f"{k}_at_evaluations": error_at(records, options, f"{k}_error") for k in ("near", "far")
+        },
         "trained_per_s": steps * plan.batch / seconds["step"],
         "kept_per_s": kept / seconds["turn"] if turns else None,
         "acceptance": acceptance,
@@ -168,7 +170,7 @@ def train(
     }
 
 
-def _at(records, options, name):
+def error_at(records, options, name):
     """The last error within the number of evaluations that all arms have had."""
     return [r[name] for r in records if r["evaluations"] <= options.evaluations][-1]
 
