@@ -81,10 +81,12 @@ class Options:
     """By default b3lyp; hf for h2o2."""
     grid: int = 1
     features: Literal["constant", "gates"] = "constant"
-    seconds: float = 60.0
+    seconds: float = 45.0
     """Wall time of each arm and seed."""
-    evaluations: int = 500
+    evaluations: int = 300
     """Energy evaluations of each arm and seed; it ends when it has had both."""
+    patience: float = 3.0
+    """An arm that is short of evaluations ends after so many times the wall time."""
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     pool: int = 1000

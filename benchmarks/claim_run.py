@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -27,7 +28,7 @@ from srdft.trainer import Trainer, TrainState
 if TYPE_CHECKING:
     from benchmarks.claim import Arm, Options
 
-PATIENCE = 3  # an arm that is short of evaluations ends after so many times the wall time
+PRETRAINING = 3  # steps
 Errors = Callable[[Any], dict[str, float | None]]
 
 
@@ -58,14 +59,14 @@ def rows(options: Options, todo: Sequence[tuple[Arm, int]]) -> Iterator[dict[str
         )
         return trainer, state
 
-    for kind in dict.fromkeys(arm.chains for arm, _ in todo):
+    errors(experiment.state.model)
+    # Pretraining, a turn of the chains, and a step on what it has brought.
+    enough = 2 * options.batch * (PRETRAINING + 1)
+    few = replace(options, seconds=0.0, evaluations=enough, patience=math.inf)
+    for arm in dict.fromkeys(arm for arm, _ in todo):
         start = perf_counter()
-        trainer, state = begin(next(arm for arm, _ in todo if arm.chains == kind), 0)
-        if kind != "none":
-            jax.block_until_ready(trainer.take_turn(state.model, state.samples, 0, refresh=True))
-        state, _ = jax.block_until_ready(trainer.take_step(state))
-        errors(state.model)
-        options.say(f"compiled ({kind}) in {perf_counter() - start:.0f} s")
+        train(*begin(arm, 0), arm, few, lambda model: {"near_error": 0.0, "far_error": 0.0})
+        options.say(f"compiled ({arm.name}) in {perf_counter() - start:.0f} s")
     for arm, seed in todo:
         about = options.settings() | {"device": device(), "arm": arm.name, "seed": seed}
         row = train(*begin(arm, seed), arm, options, errors)
@@ -81,7 +82,10 @@ def experiment_of(options: Options) -> Experiment:
         ModelConfig(features=options.features),
         SamplerConfig(chains=options.chains, steps=options.transitions, warmup=60),
         train=TrainConfig(
-            batch=options.batch, reuse=options.reuse, pretrain_steps=3, chunk=options.chunk
+            batch=options.batch,
+            reuse=options.reuse,
+            pretrain_steps=PRETRAINING,
+            chunk=options.chunk,
         ),
     )
     found = molecule(options.molecule)
@@ -132,7 +136,7 @@ def train(
     due = options.seconds / 16
     while True:
         wall, evaluations = sum(seconds.values()), steps * of_step + turns * of_turn
-        enough = evaluations >= options.evaluations or wall > PATIENCE * options.seconds
+        enough = evaluations >= options.evaluations or wall > options.patience * options.seconds
         done = wall >= options.seconds and enough
         if done or not records or wall >= due:
             here = {"wall_s": wall, "evaluations": evaluations, "steps": steps}
