@@ -120,10 +120,11 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """All that a row depends on, but for arm and seed."""
-        names = "grid features seconds evaluations pool held_out hot batch chains transitions reuse"
+        names = "grid features pool held_out hot batch chains transitions reuse"
         basis, xc = self.method
         about = {"molecule": self.molecule, "basis": basis, "xc": xc}
-        return about | {name: getattr(self, name) for name in names.split()}
+        budget = {"budget_s": self.seconds, "budget_evaluations": self.evaluations}
+        return about | {name: getattr(self, name) for name in names.split()} | budget
 
     def say(self, text: str) -> None:
         """Progress, for a person."""

@@ -24,6 +24,7 @@ def draw(results: Path, path: Path = PICTURE) -> Path:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     rows = {}
     for run in json.loads(results.read_text()):
@@ -40,6 +41,7 @@ def draw(results: Path, path: Path = PICTURE) -> Path:
             for arm, curves in arms.items():
                 _curve(panel, axis[0], f"{frames[0]}_error", arm, list(curves.values()))
             panel.set(xscale="log", yscale="log", xlabel=axis[1])
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_title(f"{family}\n{frames[1]}", fontsize=9)
         line[0].set_ylabel("mean error, hartree")
     handles = panels[0][0].get_legend_handles_labels()

@@ -20,7 +20,7 @@ CURVE = [
 def options(tmp_path):
     options = Options(out=tmp_path / "claim.json", resume=True, evaluations=50)
     rows = [
-        options.settings() | {"arm": arm.name, "seed": seed, "curve": CURVE}
+        options.settings() | {"arm": arm.name, "seed": seed, "curve": CURVE} | CURVE[-1]
         for arm in ARMS
         for seed in (0, 1)
     ]

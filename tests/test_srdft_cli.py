@@ -224,6 +224,26 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
         assert code == 2 and out == "" and message in err, err
 
 
+def test_damaged_checkpoints_have_code_2(trained, capsys, tmp_path):
+    """And nothing is written over them; the other one still serves."""
+    scan, out = write_xyz(tmp_path / "scan.xyz", [0.74]), tmp_path / "run"
+    out.mkdir()
+    whole = {name: (trained / "run" / name).read_bytes() for name in checkpoint_names()}
+    for name, content in whole.items():
+        (out / name).write_bytes(content)
+    (out / checkpoint.LATEST).write_bytes(whole[checkpoint.LATEST][:-100])
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out, "--resume")
+    assert code == 2 and "is damaged" in err and checkpoint.BEST in err
+    assert (out / checkpoint.BEST).read_bytes() == whole[checkpoint.BEST]
+    (out / checkpoint.BEST).write_bytes(whole[checkpoint.BEST][:300])
+    code, _, err = run(capsys, "evaluate", out, "--data", scan)
+    assert code == 2 and "damaged" in err and checkpoint.LATEST in err
+
+
+def checkpoint_names():
+    return checkpoint.LATEST, checkpoint.BEST
+
+
 def test_failures_have_code_1(trained, capsys, monkeypatch):
     def full(*arguments):
         raise checkpoint.CheckpointError("cannot write the checkpoint: No space left on device")
