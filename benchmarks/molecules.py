@@ -8,9 +8,10 @@ import numpy as np
 from qchem import Molecule
 
 ROOT = Path(__file__).parents[1]
-Name = Literal["water", "ethanol", "aspirin"]
+Name = Literal["water", "h2o2", "ethanol", "aspirin"]
 FILES: dict[str, Path] = {
     "water": ROOT / "examples" / "water.xyz",
+    "h2o2": ROOT / "benchmarks" / "h2o2.xyz",
     "ethanol": ROOT / "examples" / "ethanol.xyz",
     "aspirin": ROOT / "benchmarks" / "aspirin.xyz",
 }

@@ -1,7 +1,10 @@
-"""Self-refining training of amortized density functional theory.
+"""Self-refining training of amortized density functional theory, on `qchem`.
 
-Not written yet: this package holds the version of the distribution and nothing else. What works
-today is `qchem`, the quantum chemistry that the training will stand on.
+A model predicts the orbitals of any conformation of a molecule family. It is trained without labels
+on the variational energy of its own predictions, at geometries that chains sample from its own
+Boltzmann distribution. The `srdft` command does it from a configuration file; from Python,
+`srdft.experiment.Experiment` builds what `srdft.session.Session` runs, and
+`srdft.family.MoleculeFamily` and `srdft.model.OperatorMixture` stand alone.
 """
 
 __version__ = "0.1.0"

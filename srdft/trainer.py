@@ -7,6 +7,7 @@ resumed from a checkpoint goes on as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -127,8 +128,21 @@ class Trainer:
         self.workers.check("batch", plan.batch)
         # Compiled once: nothing but the values of arrays changes from call to call.
         self._update = self._program(self._update_arrays)
-        self._sample = [self._program(partial(self._sample_arrays, s)) for s in self.samplers]
+        self._sample = self._chain_programs()
         self._judge = [self._program(partial(self._judge_arrays, f)) for f in self.families]
+
+    def variant(
+        self, *, samplers: Sequence[Sampler] | None = None, plan: Plan | None = None
+    ) -> Trainer:
+        """The same training with other chains or another plan; what does not change is not
+        compiled again."""
+        other = copy(self)
+        other.plan = plan or self.plan
+        other.workers.check("batch", other.plan.batch)
+        if samplers is not None or other.plan.transitions != self.plan.transitions:
+            other.samplers = self.samplers if samplers is None else tuple(samplers)
+            other._sample = other._chain_programs()
+        return other
 
     def init(
         self,
@@ -225,6 +239,9 @@ class Trainer:
         for number in (stream, count, family):
             key = jax.random.fold_in(key, number)
         return key
+
+    def _chain_programs(self):
+        return [self._program(partial(self._sample_arrays, s)) for s in self.samplers]
 
     def _program(self, function):
         compiled = program(function)

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from numpy.testing import assert_allclose
 
-from qchem import InputError
+from qchem import InputError, density_matrix
 from srdft.family import MoleculeFamily, map_geometries
 from srdft.model import OperatorMixture
 from srdft.network import Constant, Gates, Network
 from tests import oracle
 
 SYMMETRY_ATOL = 1e-8  # hartree; the promise
+DENSITY_ATOL = 1e-8  # occupations are of the order of 1
 
 POSITIONS = jnp.asarray([[0.0, 0.1, 0.2], [0.1, 1.4, -0.9], [0.0, -1.5, -0.8]])  # O, H, H
 NUMBERS = (8, 1, 1)
@@ -57,27 +59,59 @@ def random_model(request, water):
     )
 
 
+TURN, SHIFT, LIKE = orthogonal(), jnp.asarray([0.3, -2.0, 1.0]), [0, 2, 1]
+
+
 @pytest.fixture(scope="module")
-def moved(water, random_model):
-    """Energies and dipole-like vectors of a molecule at rest, moved, turned and permuted."""
-    turn, shift = orthogonal(), jnp.asarray([0.3, -2.0, 1.0])
-    points = jnp.stack(
-        [POSITIONS, POSITIONS @ turn.T + shift[None], POSITIONS[jnp.asarray([0, 2, 1])]]
-    )
+def moved_states(water, random_model):
+    """Energies and densities of a molecule at rest, moved and turned, permuted; of two models."""
+    points = jnp.stack([POSITIONS, POSITIONS @ TURN.T + SHIFT[None], POSITIONS[jnp.asarray(LIKE)]])
     untrained = OperatorMixture.build([water], Constant(), steps=2)
 
-    @oracle.jit
-    def energies(points):
-        trained = map_geometries(lambda r: water.energy_fn(random_model, r), points)
-        return trained, map_geometries(lambda r: water.energy_fn(untrained, r), points)
+    def states(model, points):
+        def one(r):
+            molecule = water.place(r)
+            factor = model.orbitals(molecule).factor
+            return molecule.hamiltonian.energy(factor), density_matrix(factor)[0]
 
-    return energies(points)
+        return map_geometries(one, points)
+
+    return oracle.jit(lambda x: (states(random_model, x), states(untrained, x)))(points)
+
+
+@pytest.fixture(scope="module")
+def moved(moved_states):
+    return [energies for energies, _ in moved_states]
 
 
 def test_motions_and_permutations_of_like_atoms_do_not_change_the_energy(moved):
     for energies in moved:
         assert_allclose(energies, energies[0], rtol=0, atol=SYMMETRY_ATOL)
     assert abs(moved[0][0] - moved[1][0]) > 1e-2  # the weights did something
+
+
+def test_the_density_turns_with_the_molecule(water, moved_states):
+    """6-31G has s functions, which do not turn, and p functions, which turn as vectors do."""
+    blocks = [np.eye(1) if shell.l == 0 else np.asarray(TURN) for shell in water.shells]
+    turn = scipy.linalg.block_diag(*blocks)
+    atom = np.repeat([s.atom for s in water.shells], [s.size for s in water.shells])
+    permuted = np.concatenate([np.flatnonzero(atom == i) for i in LIKE])
+    for _, (rest, turned, exchanged) in moved_states:
+        assert_allclose(turned, turn @ rest @ turn.T, rtol=0, atol=DENSITY_ATOL)
+        assert_allclose(exchanged, rest[np.ix_(permuted, permuted)], rtol=0, atol=DENSITY_ATOL)
+
+
+@pytest.mark.slow
+def test_a_grid_turns_the_energy_no_more_than_a_converged_one():
+    """The quadrature's own orientation is left, in a prediction as in an SCF."""
+    family = MoleculeFamily.build((8, 1, 1), "6-31g", "pbe", grid=(12, 26))
+    model = random_weights(OperatorMixture.build([family], Constant(), steps=1))
+    turns = [np.linalg.qr(np.random.default_rng(i).normal(size=(3, 3)))[0] for i in range(4)]
+    points = jnp.stack([POSITIONS @ jnp.asarray(turn) for turn in turns])
+    predicted = oracle.jit(lambda x: map_geometries(lambda r: family.energy_fn(model, r), x))
+    solved = oracle.jit(lambda x: map_geometries(lambda r: family.solve(r).energy, x))
+    ours, converged = np.ptp(predicted(points)), np.ptp(solved(points))
+    assert 1e-7 < converged and ours < 2 * converged  # four turns are a small sample
 
 
 def test_the_order_of_the_atoms_does_not_change_the_energy(water, random_model, moved):

@@ -224,6 +224,26 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
         assert code == 2 and out == "" and message in err, err
 
 
+def test_damaged_checkpoints_have_code_2(trained, capsys, tmp_path):
+    """And nothing is written over them; the other one still serves."""
+    scan, out = write_xyz(tmp_path / "scan.xyz", [0.74]), tmp_path / "run"
+    out.mkdir()
+    whole = {name: (trained / "run" / name).read_bytes() for name in checkpoint_names()}
+    for name, content in whole.items():
+        (out / name).write_bytes(content)
+    (out / checkpoint.LATEST).write_bytes(whole[checkpoint.LATEST][:-100])
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out, "--resume")
+    assert code == 2 and "is damaged" in err and checkpoint.BEST in err
+    assert (out / checkpoint.BEST).read_bytes() == whole[checkpoint.BEST]
+    (out / checkpoint.BEST).write_bytes(whole[checkpoint.BEST][:300])
+    code, _, err = run(capsys, "evaluate", out, "--data", scan)
+    assert code == 2 and "damaged" in err and checkpoint.LATEST in err
+
+
+def checkpoint_names():
+    return checkpoint.LATEST, checkpoint.BEST
+
+
 def test_failures_have_code_1(trained, capsys, monkeypatch):
     def full(*arguments):
         raise checkpoint.CheckpointError("cannot write the checkpoint: No space left on device")
@@ -231,6 +251,29 @@ def test_failures_have_code_1(trained, capsys, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     code, _, err = run(capsys, "train", trained / "h2.toml", "--out", trained / "full")
     assert code == 1 and "No space left on device" in err
+
+
+@pytest.mark.slow
+def test_two_families_share_a_training(tmp_path, capsys):
+    write_xyz(tmp_path / "h2.xyz", [0.74])
+    cation = tmp_path / "heh.xyz"
+    cation.write_text("2\n\nHe 0 0 0\nH 0 0 0.77\n")
+    first, rest = CONFIG.strip().split("\n\n", 1)
+    second = first.replace("h2.xyz", "heh.xyz") + "\ncharge = 1"
+    families = "\n".join([first, second]).replace("[family]", "[[family]]")
+    (tmp_path / "two.toml").write_text(f"{families}\n\n{rest}")
+    out = tmp_path / "run"
+    assert run(capsys, "train", tmp_path / "two.toml", "--out", out)[0] == 0
+    experiment, _ = model_of(out / checkpoint.LATEST)
+    assert [family.name for family in experiment.families] == ["h2", "heh"]
+    assert all(int(one.buffer.size) > 0 for one in experiment.state.samples)
+    code, _, err = run(capsys, "evaluate", out, "--data", cation)
+    assert code == 2 and "choose one of h2, heh" in err
+    code, text, _ = run(capsys, "evaluate", out, "--data", cation, "--family", "heh", "--json")
+    assert code == 0 and json.loads(text)["energy_mae"] < 1e-4
+    frames = tmp_path / "frames.xyz"
+    assert run(capsys, "sample", out, "--n", 8, "--out", frames, "--family", "heh")[0] == 0
+    assert load_frames(frames, charge=1).numbers == (2, 1)
 
 
 def test_version(capsys):

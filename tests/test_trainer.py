@@ -244,6 +244,21 @@ def test_a_broken_trainer_stops_the_sampler(tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "sampler"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "failure"),
+    [
+        ("interleaved", ("--fail", "9")),
+        ("asynchronous", ("--fail", "9")),
+        ("asynchronous", ("--fail-turn", "4")),
+    ],
+)
+def test_a_crash_on_either_side_ends_the_process(tmp_path, mode, failure):
+    process = start(tmp_path, *failure, "--mode", mode, stderr=subprocess.STDOUT)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "broken on purpose" in out
+    assert read_metrics(tmp_path)[-1]["step"] < 27
+
+
 def test_a_full_disk_is_an_error_of_its_own(finished, tmp_path, monkeypatch):
     _, trainer, first, _ = finished
 

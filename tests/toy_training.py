@@ -1,6 +1,7 @@
 """A training on a toy family as a program of its own: to be killed, or spread over devices.
 
 python -m tests.toy_training RUN_DIR [--resume] [--pause S] [--devices N] [--process I --port P]
+    [--mode MODE] [--fail STEP] [--fail-turn TURN]
 """
 
 import argparse
@@ -15,6 +16,7 @@ parser.add_argument("--resume", action="store_true")
 parser.add_argument("--mode", default="interleaved")
 parser.add_argument("--pause", type=float, default=0.0)
 parser.add_argument("--fail", type=int, default=-1)
+parser.add_argument("--fail-turn", type=int, default=-1)
 parser.add_argument("--devices", type=int, default=1)
 parser.add_argument("--process", type=int)
 parser.add_argument("--port", type=int)
@@ -33,6 +35,15 @@ def main() -> None:
     trainer, state = toy_trainer(steps=24, devices=jax.devices()[: options.devices])
     if options.resume:
         state, _ = checkpoint.load(options.run / checkpoint.LATEST, state)
+
+    take_turn = trainer.take_turn
+
+    def turn(model, samples, count, *, refresh):
+        if count == options.fail_turn:
+            raise RuntimeError("broken on purpose")
+        return take_turn(model, samples, count, refresh=refresh)
+
+    trainer.take_turn = turn
 
     def report(metrics):
         print(metrics["step"], flush=True)

@@ -1,0 +1,46 @@
+"""What the benchmark of the claim does with its results: the arms are long."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.claim import ARMS, Options, finished
+from benchmarks.claim_plot import draw
+from benchmarks.claim_run import error_at
+
+CURVE = [
+    {"wall_s": 0.0, "evaluations": 0, "near_error": 1e-1, "far_error": None},
+    {"wall_s": 2.0, "evaluations": 40, "near_error": 1e-3, "far_error": 2e-2},
+    {"wall_s": 4.0, "evaluations": 90, "near_error": 1e-5, "far_error": 1e-4},
+]
+
+
+@pytest.fixture
+def options(tmp_path):
+    options = Options(out=tmp_path / "claim.json", resume=True, evaluations=50)
+    rows = [
+        options.settings() | {"arm": arm.name, "seed": seed, "curve": CURVE} | CURVE[-1]
+        for arm in ARMS
+        for seed in (0, 1)
+    ]
+    rows.append({"molecule": "ethanol", "arm": "integrals", "build_s": 1.0})
+    options.out.write_text(json.dumps([{"command": "x", "rows": rows}]))
+    return options
+
+
+def test_finished_rows_are_those_with_the_same_settings(options):
+    assert finished(options) == {(arm.name, seed) for arm in ARMS for seed in (0, 1)}
+    assert not finished(replace(options, seconds=1.0))
+    assert not finished(replace(options, molecule="h2o2"))
+    assert not finished(replace(options, resume=False))
+
+
+def test_errors_at_equal_evaluations_are_of_no_later_model(options):
+    assert error_at(CURVE, options, "near_error") == 1e-3
+
+
+def test_a_picture_of_results(options, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = draw(options.out, tmp_path / "claim.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
