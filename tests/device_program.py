@@ -108,6 +108,18 @@ def thorough(count):
     return molecule(count, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + b88", 2, 2, slope_of_fock)
 
 
+def energy(count):
+    """`qchem.energy`, its programs one after another, filled up; and forces."""
+    import qchem
+
+    molecule = qchem.Molecule.from_arrays((1, 1), POSITIONS, unit="bohr")
+    mesh = mesh_of(count, "molecule")
+    result = qchem.energy(
+        molecule, "sto-3g", "lda_x", two_electron="df", aux="def2-svp", grid=(12, 26), mesh=mesh
+    )
+    return (result.energy, result.forces(), result.mo_energy), []
+
+
 def main() -> None:
     options = parser.parse_args()
     if options.process is None:
@@ -129,7 +141,7 @@ def main() -> None:
 
 def whole(x):
     """As an array of this process."""
-    if x.is_fully_addressable or x.is_fully_replicated:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental.multihost_utils import process_allgather
 

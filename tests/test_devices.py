@@ -84,10 +84,11 @@ def test_two_processes_share_a_batch(computed, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_kinds_of_terms(tmp_path):
-    found = numbers(tmp_path / "out.npz", "thorough:0,1,4")
+def test_all_kinds_of_terms_and_whole_calculations(tmp_path):
+    found = numbers(tmp_path / "out.npz", "thorough:0,1,4", "energy:0,2")
     for count in (1, 4):
         assert_same(found, found, "thorough", count)
+    assert_same(found, found, "energy", 2)
 
 
 @pytest.mark.slow
