@@ -72,7 +72,7 @@ class _Abstract(eqx.Module):
     """What a program knows of an array."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: Any
     weak_type: bool
     sharding: jax.sharding.Sharding | None  # None where JAX may choose
 
@@ -80,7 +80,8 @@ class _Abstract(eqx.Module):
     def of(cls, x) -> _Abstract:
         if not isinstance(x, jax.Array):
             return cls(x.shape, x.dtype, False, None)
-        return cls(x.shape, x.dtype, x.weak_type, x.sharding if x.committed else None)
+        weak = getattr(x, "weak_type", False)  # keys of random numbers have none
+        return cls(x.shape, x.dtype, weak, x.sharding if x.committed else None)
 
 
 class _Hole:
@@ -157,7 +158,12 @@ def _path(function, tree, fixed) -> Path | None:
     folder = jax.config.jax_compilation_cache_dir
     if not folder or not jax.config.jax_enable_compilation_cache or "://" in folder:
         return None
-    shapes = [tuple(vars(x).values()) if isinstance(x, _Abstract) else ("", x) for x in fixed]
+    if jax.process_count() > 1:
+        return None
+    shapes = [
+        (x.shape, str(x.dtype), x.weak_type, x.sharding) if isinstance(x, _Abstract) else ("", x)
+        for x in fixed
+    ]
     try:
         digest = fingerprint(function, tree, shapes, sorted((_options() or {}).items()))
     except NoFingerprint:

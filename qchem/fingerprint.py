@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
 import platform
 import sys
@@ -53,8 +54,8 @@ def _described(x: Any) -> Any:
         case np.ndarray() | np.generic() | jax.Array():
             x = np.asarray(x)
             return "array", x.dtype.str, x.shape, _digest(x.tobytes())
-        case np.dtype():
-            return "dtype", x.str
+        case np.dtype() | inspect.Signature():
+            return type(x).__name__, str(x)
         case tuple() | list():
             return _named(type(x)), *map(_described, x)
         case dict():
@@ -89,7 +90,13 @@ def _named(x: Any) -> str:
     found = sys.modules.get(module) if isinstance(module, str) else None
     for part in name.split(".") if isinstance(name, str) else ():
         found = getattr(found, part, None)
-    same = found is x or getattr(found, "__wrapped__", None) is x  # or what a decorator made of it
+    # What a decorator has made of a function counts as the function. Equinox's own keep what they
+    # wrap beside code of Equinox, which is the same for all.
+    inner = inspect.unwrap(x) if callable(x) else x
+    origin = getattr(inner, "__globals__", {}).get("__name__", "")
+    if origin.partition(".")[0] == "equinox":
+        return f"{origin}:{inner.__code__.co_firstlineno}:{name}"
+    same = found is x or (callable(x) and inner is inspect.unwrap(found))
     if not same or module.partition(".")[0] not in _TRUSTED:
         raise NoFingerprint(f"{x!r} is nothing that a known package has under a name")
     return f"{module}:{name}"
@@ -146,4 +153,6 @@ def _processor() -> str:
 
 def callable_name(function: Callable[..., Any]) -> str:
     """A readable name for the file of a program."""
+    if isinstance(function, partial):
+        return callable_name(function.func)
     return getattr(function, "__name__", type(function).__name__).strip("_<>")

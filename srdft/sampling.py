@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -86,10 +87,7 @@ def collect(
         chains = eqx.tree_at(lambda c: c.step_size, chains, known.step_size)
     steps = settings.steps
 
-    @program
-    def turn(model, chains, key, refresh):
-        return sampler.sample(model, chains, steps, key=key, refresh=refresh)
-
+    turn = program(partial(_turn, sampler, steps))
     keys = jax.random.split(jax.random.key(seed), 2)
     for i in range(max(1, -(-sampler.warmup // steps))):
         chains, _ = turn(model, chains, jax.random.fold_in(keys[0], i), jnp.asarray(i == 0))
@@ -116,3 +114,7 @@ def collect(
         step_size=float(chains.step_size[0]),
         diagnostics={name: diagnose(values) for name, values in series.items()},
     )
+
+
+def _turn(sampler, steps, model, chains, key, refresh):
+    return sampler.sample(model, chains, steps, key=key, refresh=refresh)

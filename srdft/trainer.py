@@ -127,9 +127,13 @@ class Trainer:
         self.workers = Workers() if workers is None else workers
         self.workers.check("batch", plan.batch)
         # Compiled once: nothing but the values of arrays changes from call to call.
-        self._update = self._program(self._update_arrays)
+        parts = self.optimizer, self.families, self.workers
+        self._update = self._program(partial(_updated, *parts))
         self._sample = self._chain_programs()
-        self._judge = [self._program(partial(self._judge_arrays, f)) for f in self.families]
+        self._judge = [
+            self._program(partial(_judged, self.optimizer, family, self.workers))
+            for family in self.families
+        ]
 
     def variant(
         self, *, samplers: Sequence[Sampler] | None = None, plan: Plan | None = None
@@ -241,23 +245,27 @@ class Trainer:
         return key
 
     def _chain_programs(self):
-        return [self._program(partial(self._sample_arrays, s)) for s in self.samplers]
+        parts = self.workers, self.plan.transitions
+        return [self._program(partial(_sampled, sampler, *parts)) for sampler in self.samplers]
 
     def _program(self, function):
         compiled = program(function)
         return lambda *args: compiled(*self.workers.placed(args))
 
-    def _update_arrays(self, model, state, batches):
-        done = self.optimizer.update(model, state, self.families, batches, self.workers)
-        return self.workers.replicated(done)
 
-    def _sample_arrays(self, sampler, model, chains, key, refresh):
-        nstep = self.plan.transitions
-        done = sampler.sample(model, chains, nstep, key=key, refresh=refresh)
-        return self.workers.replicated(done)
+# What is compiled: functions of the module, for programs of these are found again on disk.
 
-    def _judge_arrays(self, family, model, positions):
-        return self.optimizer.judge(family, model, positions, self.workers)
+
+def _updated(optimizer, families, workers, model, state, batches):
+    return workers.replicated(optimizer.update(model, state, families, batches, workers))
+
+
+def _sampled(sampler, workers, transitions, model, chains, key, refresh):
+    return workers.replicated(sampler.sample(model, chains, transitions, key=key, refresh=refresh))
+
+
+def _judged(optimizer, family, workers, model, positions):
+    return optimizer.judge(family, model, positions, workers)
 
 
 def smoothed(error: Float[Array, ""], new: Float[Array, ""]) -> Float[Array, ""]:

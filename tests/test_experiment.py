@@ -8,8 +8,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 from qchem import BOHR_IN_ANGSTROM, InputError
-from srdft.config import Config, FamilyConfig, TrainConfig, load_config
-from srdft.experiment import build_workers, given_frames
+from qchem.fingerprint import fingerprint
+from srdft.config import Config, FamilyConfig, TrainConfig, from_dict, load_config
+from srdft.experiment import (
+    build_family,
+    build_optimizer,
+    build_sampler,
+    build_workers,
+    given_frames,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WATER = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])  # ångström
@@ -79,3 +86,23 @@ def test_examples_name_files_that_are_there(name):
     (family,) = config.family
     assert given_frames(family).n == 1
     assert config.sampler.chains % (1 + len(config.sampler.ladder)) == 0
+
+
+@pytest.mark.parametrize("kernel", ["mala", "hmc", "nuts", "ula", "random_walk"])
+@pytest.mark.parametrize("drift", ["total", "held"])
+def test_programs_of_a_training_can_be_found_again(kernel, drift):
+    """Whatever they close over has a fingerprint, the same for the same settings."""
+    config = from_dict(
+        {
+            "family": [{"xyz": str(EXAMPLES / "h2.xyz"), "basis": "sto-3g", "xc": "hf"}],
+            "sampler": {"kernel": kernel, "drift": drift},
+        }
+    )
+
+    def prints():
+        family = build_family(config.family[0], (1, 1))
+        return fingerprint(build_sampler(config, family)), fingerprint(
+            build_optimizer(config), (family,), build_workers(config)
+        )
+
+    assert prints() == prints()

@@ -164,7 +164,7 @@ def test_devices_share_the_work_with_the_same_result(finished, tmp_path):
     process.stdout.close()
     assert process.wait() == 0
     assert_close(numbers(tmp_path), numbers(finished[0]))
-    for name in ("_update_arrays", "_sample_arrays"):
+    for name in ("updated", "sampled"):
         assert out.count(f"Finished XLA compilation of jit({name})") == 1
 
 
