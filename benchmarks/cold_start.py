@@ -1,5 +1,7 @@
 """How long does the `qchem` command take on a fresh machine, and how long the second time?
 
+And how long does `import qchem` take beside `import jax` (medians of several processes)?
+
 The installed command in a process of its own, with an empty compilation cache and then with what
 that run has left there. Wall time counts from the start of the process to its end; files of the
 environment may be in the operating system's cache. Errors are against reference.json, in hartree
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any, Literal
 
@@ -23,6 +26,7 @@ from benchmarks.molecules import FILES, Name, geometries
 from benchmarks.reference import Case, stored
 from benchmarks.report import Report
 
+IMPORTS = 7  # processes
 PRINTED = (
     "molecule two_electron forces cache wall_s peak_bytes exit_code cache_bytes cycles plan_s "
     "integrals_s scf_s forces_s energy_error forces_error"
@@ -74,9 +78,22 @@ def run(case: Case, forces: bool, cache: Path) -> dict[str, Any]:
     return row
 
 
+def importing(module: str) -> float:
+    """Seconds of the statement in a process of its own."""
+    code = f"from time import perf_counter as t; s = t(); import {module}; print(t() - s)"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        for _ in range(IMPORTS)
+    ]
+    return median(seconds)
+
+
 def main(options: Options) -> None:
     """Measure and report the rows."""
     report = Report("cold_start", options.out, tuple(PRINTED))
+    for module in ("jax", "qchem", "qchem.calculation"):
+        empty = dict.fromkeys(PRINTED)
+        report.row(**empty | {"molecule": f"import {module}", "wall_s": importing(module)})
     for name in options.molecules:
         case, forces = Case(name, options.xc, options.two_electron), name in options.forces
         same = {"molecule": name, "two_electron": case.two_electron, "xc": case.xc}

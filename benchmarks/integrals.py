@@ -34,7 +34,14 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import coulomb_2c, coulomb_3c, coulomb_4c, potential
+from qchem.integrals.two_electron import (
+    auxiliary_columns,
+    coulomb_2c,
+    coulomb_3c,
+    coulomb_4c,
+    potential,
+)
+from qchem.jk import DensityFittedJK
 
 LETTERS = "spdfghi"
 
@@ -49,6 +56,8 @@ class Options:
     """Single classes."""
     totals: bool = True
     """Whole matrices and tensors."""
+    exact: bool = True
+    """With all (ab|cd) among the latter."""
     max_l: int = 2
     """Single classes up to this l of orbital shells."""
     aux_l: tuple[int, ...] = (0, 2, 4)
@@ -74,7 +83,8 @@ class Problem:
             for basis in (self.basis, self.aux)
         )
         self.three = df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")
-        self.four = self.mol.intor("int2e", aosym="s8")
+        self.exact = options.exact
+        self.four = self.mol.intor("int2e", aosym="s8") if options.exact else None
         self.by_l, self.aux_by_l = _sorted_by_l(self.mol), _sorted_by_l(self.auxmol)
         self.both = gto.conc_mol(self.by_l, self.aux_by_l)
 
@@ -88,6 +98,7 @@ class Problem:
                 value, cost = measure(three, self.basis, fitting, (rows,), self.positions,
                                       repeats=self.repeats)  # fmt: skip
                 pairs, columns = self._pairs(rows), _functions(self.aux, batch)
+                place = self._columns(fitting)[columns]
                 ranges = (rows.la, rows.lb, batch.l)
                 seconds, size = self._libcint(
                     self.both, "int3c2e", ranges, "s2ij" if rows.la == rows.lb else "s1"
@@ -95,7 +106,7 @@ class Problem:
                 yield self._row(
                     f"({_letters(rows)}|{LETTERS[batch.l]})",
                     rows.order + auxiliary_distributions(fitting, self.positions)[0].order,
-                    np.asarray(value)[np.ix_(pairs, columns)],
+                    np.asarray(value)[np.ix_(pairs, place)],
                     self.three[np.ix_(pairs, columns)],
                     cost,
                     seconds,
@@ -140,7 +151,9 @@ class Problem:
             expected = self.mol.intor(integral)[lower]
             seconds, _ = self._timed(lambda i=integral: self.mol.intor(i, hermi=1))
             yield self._row(name, None, value, expected, cost, seconds, expected.size)
+        columns = self._columns(self.aux)
         value, cost = measure(two, self.aux, self.positions, repeats=self.repeats)
+        value = np.asarray(value)[columns][:, columns]
         seconds, size = self._timed(lambda: self.auxmol.intor("int2c2e", hermi=1))
         expected = self.auxmol.intor("int2c2e")
         yield self._row("(P|Q)", None, value, expected, cost, seconds, size)
@@ -150,10 +163,38 @@ class Problem:
         seconds, size = self._timed(
             lambda: df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")
         )
+        value = np.asarray(value)[:, columns]
         yield self._row("(ab|P)", None, value, self.three, cost, seconds, size)
+        yield self._fitted()
+        if not self.exact:
+            return
         value, cost = measure(four, *orbital, repeats=self.repeats)
         seconds, size = self._timed(lambda: self.mol.intor("int2e", aosym="s8"))
         yield self._row("(ab|cd)", None, value, self.four, cost, seconds, size)
+
+    def _fitted(self):
+        """(ab|P) with the metric's factor divided out; compared on random densities."""
+        arguments = self.basis, self.aux, self.rows, self.positions
+        value, cost = measure(fitted, *arguments, repeats=self.repeats)
+        peer = df.incore.cholesky_eri(self.mol, auxmol=self.auxmol)
+        seconds, _ = self._timed(lambda: df.incore.cholesky_eri(self.mol, auxmol=self.auxmol))
+        densities = np.random.default_rng(0).normal(size=(self.npair, 3))
+        value = np.asarray(value)
+        row = self._row(
+            "fitted (ab|P)",
+            None,
+            value @ (value.T @ densities),
+            peer.T @ (peer @ densities),
+            cost,
+            seconds,
+            1,
+        )
+        ratio = cost.run_s / seconds
+        return row | {"count": value.size, "per_s": value.size / cost.run_s, "ratio": ratio}
+
+    def _columns(self, aux):
+        """Where our arrays have each auxiliary function."""
+        return np.asarray(auxiliary_columns(auxiliary_distributions(aux, self.positions), aux.nao))
 
     def _classes(self):
         rows = plan_pairs(self.basis, merge=False)
@@ -217,6 +258,12 @@ def three(basis, aux, rows, positions):
         auxiliary_distributions(aux, positions),
     )
     return coulomb_3c(pairs, fitting, npair(basis.nao))
+
+
+def fitted(basis, aux, rows, positions):
+    pairs = pair_distributions(basis, rows, positions)
+    fitting = auxiliary_distributions(aux, positions)
+    return DensityFittedJK.build(pairs, fitting, basis.nao, aux.nao).fitted
 
 
 def four(basis, rows, positions):
