@@ -25,7 +25,7 @@ from benchmarks.molecules import Name, molecule
 from benchmarks.report import Report
 from qchem.integrals.kernel import _operands, _separated
 from qchem.integrals.pairs import auxiliary_distributions, npair, pair_distributions
-from qchem.integrals.two_electron import _blocks, _tile_rows, coulomb_2c, coulomb_3c, coulomb_4c
+from qchem.integrals.two_electron import _tile_rows, blocks_of, coulomb_2c, coulomb_3c, coulomb_4c
 from qchem.jk import DensityFittedJK, PackedJK
 from qchem.xc.quadrature import density_and_gradient
 
@@ -134,7 +134,7 @@ def every_r(pairs, charges):
     total = jnp.zeros(())
     for ket in charges:
         for bra in pairs:
-            blocks = _blocks(bra, _tile_rows(bra, *ket.width.shape, ket.order), 0)
+            blocks = blocks_of(bra, _tile_rows(bra, *ket.width.shape, ket.order), 0)
 
             def of_block(block, ket=ket):
                 (side, ket_side), width, center, _, *points, _ = _operands(block, ket)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, npair
+from qchem.integrals.solid import SolidShells
 from qchem.integrals.two_electron import (
     charges_of_density,
     contracted,
@@ -35,7 +36,7 @@ class FittedCoulomb(AbstractJK):
 
     Attributes:
         pairs, aux: Distributions of the AO pairs and of the auxiliary functions.
-        lower: L of the metric L L^T, in the order of the lists.
+        lower: L of the metric L L^T, in the order of the columns.
         three: (ab|P), where it is stored.
     """
 
@@ -53,6 +54,7 @@ class FittedCoulomb(AbstractJK):
         naux: int,
         *,
         stored_bytes: int,
+        shells: tuple[SolidShells, ...] = (),
         reverse: bool = False,
     ) -> FittedCoulomb:
         """
@@ -60,11 +62,12 @@ class FittedCoulomb(AbstractJK):
             pairs, aux: Distributions of the AO pairs and of the auxiliary functions.
             nao, naux: Their numbers.
             stored_bytes: (ab|P) is stored if it takes no more.
+            shells: As in `DensityFittedJK.build_separated`.
             reverse: To be differentiated in reverse mode alone, at less cost; stored in any case.
         """
         itemsize = aux[0].coefficient.dtype.itemsize
         if reverse or itemsize * npair(nao) * naux <= stored_bytes:
-            three, two = fitting_arrays(nao, naux, pairs, aux, reverse=reverse)
+            three, two = fitting_arrays(nao, naux, pairs, aux, shells=shells, reverse=reverse)
             return cls(pairs, aux, lower_factor(two), three)
         return cls(pairs, aux, lower_factor(coulomb_2c(aux)), None)
 

@@ -21,6 +21,7 @@ from qchem.devices import ALONE, Share
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
 from qchem.integrals.shared import from_device_order, to_device_order
+from qchem.integrals.solid import SolidShells, solid_3c, solid_functions
 from qchem.integrals.two_electron import (
     auxiliary_columns,
     coulomb_2c,
@@ -51,7 +52,7 @@ class ExchangeWeights(NamedTuple):
         return ExchangeWeights(self.full + self.attenuated, -self.attenuated, -self.omega)
 
 
-def over_ranges(f: Callable[..., PyTree], omega: float, *lists: tuple[Distribution, ...]) -> PyTree:
+def over_ranges(f: Callable[..., PyTree], omega: float, *lists: tuple[eqx.Module, ...]) -> PyTree:
     """f of the lists for 1/r and, if omega is not 0, for erf(|omega| r)/r: stacked.
 
     One compiled program serves both.
@@ -188,17 +189,19 @@ class DensityFittedJK(AbstractJK):
         omega: float,
         *,
         own: tuple[Distribution, ...] = (),
+        shells: tuple[SolidShells, ...] = (),
         share: Share = ALONE,
         reverse: bool = False,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
+            shells: The auxiliary functions once more, where they are solid harmonics: faster.
             own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
         """
         integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
-        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
+        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own, shells), omega)
         return tuple(cls.fit(*both, share) for both in ranges)
 
     @classmethod
@@ -227,7 +230,7 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao)
 
 
-def fitting_arrays(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
+def fitting_arrays(nao, naux, pairs, aux, own=(), shells=(), share=ALONE, reverse=False):
     """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
 
     Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
@@ -235,6 +238,9 @@ def fitting_arrays(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
     """
     if own:
         return coulomb_3c(pairs, own, npair(nao)), to_device_order(coulomb_2c(aux), aux, own, share)
+    if shells and not reverse:
+        columns = auxiliary_columns(aux, naux)[solid_functions(shells)]
+        return solid_3c(npair(nao), pairs, aux, shells), coulomb_2c(aux)[columns][:, columns]
     if reverse:
         three, two = fitting_integrals((pairs, aux), npair(nao))
     else:

@@ -24,6 +24,7 @@ from qchem.compilation import program
 from qchem.dispersion import Dispersion
 from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
 from qchem.integrals.pairs import plan_pairs
+from qchem.integrals.solid import plan_solid
 from qchem.properties import gradient
 from qchem.scf.hamiltonian import NONLOCAL_LEVEL, Hamiltonian, Method
 from qchem.scf.orbitals import Occupied
@@ -83,17 +84,19 @@ class Padded:
         if full.nao > LARGEST:
             return cls.unchanged(method)
         charges, widths = method.screened
+        full_aux = method.aux and _basis(everything, aux_shells, method.aux)
         more, columns = (0, len(ghosts)), (0, -charges.shape[1] % _COLUMNS)
         filled = replace(
             method,
             numbers=(0,) * len(everything),
             basis=_without(full, natom),
-            aux=method.aux and _without(_basis(everything, aux_shells, method.aux), natom),
+            aux=full_aux and _without(full_aux, natom),
             grid=method.grid and _filled_grid(method.grid, everything, grid),
             nonlocal_grid=method.nonlocal_grid
             and _filled_grid(method.nonlocal_grid, everything, NONLOCAL_LEVEL),
             charges=np.pad(method.charges, more),
             pairs=plan_pairs(full),
+            fitting=plan_solid(full_aux) if full_aux else (),
             screened=(
                 np.pad(charges, (more, columns)),
                 np.pad(widths, (more, columns), constant_values=1.0),

@@ -123,6 +123,7 @@ def test_flags_reach_the_calculation(capsys, calls):
     [(mol, settings)] = calls
     assert (mol.charge, mol.multiplicity, mol.nelectron) == (-1, 2, 11)
     assert settings == {
+        "forces": False,
         "basis": "cc-pvdz",
         "xc": "pbe",
         "cartesian": True,
@@ -139,6 +140,7 @@ def test_defaults(capsys, calls):
     [(mol, settings)] = calls
     assert (mol.charge, mol.multiplicity) == (0, 1)
     assert settings == {
+        "forces": False,
         "basis": "def2-svp",
         "xc": "b3lyp",
         "cartesian": False,

@@ -103,7 +103,7 @@ def _shell_pairs(na, nb, same):
 
 def _rows_of_class(basis, a, b, first, second, order):
     width = _NPRIM.get(order, 1)
-    depth_a, depth_b = _depth(a.contraction), _depth(b.contraction)
+    depth_a, depth_b = primitive_depth(a.contraction), primitive_depth(b.contraction)
     depth = depth_a[first] * depth_b[second]
     parts = -(-depth // width)
     pair = np.repeat(np.arange(first.size), parts)
@@ -118,7 +118,7 @@ def _rows_of_class(basis, a, b, first, second, order):
     return PairRows(a.l, b.l, order, shell, primitive, used, index)
 
 
-def _depth(contraction):
+def primitive_depth(contraction: Float[Array | np.ndarray, "nshell nprim"]) -> np.ndarray:
     """Number of primitives of each shell but for padding at the end; all where it is traced."""
     nshell, nprim = contraction.shape
     if isinstance(contraction, jax.core.Tracer):
@@ -321,12 +321,13 @@ def charge_distribution(
 
 
 def attenuated(
-    lists: tuple[Distribution, ...], inverse_omega2: Float[Array, ""]
-) -> tuple[Distribution, ...]:
+    lists: tuple[eqx.Module, ...], inverse_omega2: Float[Array, ""]
+) -> tuple[eqx.Module, ...]:
     """The charges to use on both sides for erf(omega r)/r in place of 1/r.
 
     The operator between two Gaussian charges is the full one between wider charges: 1/alpha grows
-    by 1/omega², half of it on each side. `inverse_omega2` is 1/omega², bohr²; 0 is no change.
+    by 1/omega², half of it on each side. Whatever has a `width` will do. `inverse_omega2` is
+    1/omega², bohr²; 0 is no change.
     """
     return tuple(
         eqx.tree_at(lambda rows: rows.width, rows, rows.width + 0.5 * inverse_omega2)

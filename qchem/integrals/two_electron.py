@@ -19,14 +19,19 @@ SCREENING = 1e-12  # hartree: tiles whose integrals are all smaller are left out
 _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
 
 
+def tile_bytes() -> int:
+    """Memory of the R that are held at once."""
+    return _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+
+
 def _tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:
     """Rows of the bra per tile, so that R of the tile stays within the stated bytes."""
-    budget = _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+    budget = tile_bytes()
     per_row = bra.width.shape[1] * nket * mprim * nhermite(bra.order + ket_order)
     return max(1, min(bra.width.shape[0], budget // (8 * per_row)))
 
 
-def _blocks(rows: Distribution, size: int, ntarget: int) -> Distribution:
+def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
     """The list in blocks of `size` rows; the last is filled with rows that contribute nothing."""
     nrow = rows.width.shape[0]
     padding = -nrow % size
@@ -55,7 +60,7 @@ def potential(
     total = jnp.zeros(npair, charges.coefficient.dtype)
     for bra in pairs:
         size = _tile_rows(bra, *charges.width.shape, charges.order)
-        blocks = _blocks(bra, size, npair)
+        blocks = blocks_of(bra, size, npair)
 
         @jax.checkpoint
         def of_block(block):
@@ -92,7 +97,7 @@ def charges_of_density(
             def add(total, block, of_block=of_block):
                 return total + of_block(block), None
 
-            total[n] = jax.lax.scan(add, total[n], _blocks(bra, size, 0))[0]
+            total[n] = jax.lax.scan(add, total[n], blocks_of(bra, size, 0))[0]
     return jnp.concatenate(total)
 
 
@@ -107,7 +112,7 @@ def coulomb_3c(
         start, end = end, end + ket.index.size
         for bra in pairs:
             size = _tile_rows(bra, *ket.width.shape, ket.order)
-            blocks = _blocks(bra, size, npair)
+            blocks = blocks_of(bra, size, npair)
 
             @jax.checkpoint
             def of_block(block, ket=ket):
@@ -159,7 +164,7 @@ def coulomb_2c(aux: tuple[Distribution, ...]) -> Float[Array, "ncolumn ncolumn"]
     for i, bra in enumerate(aux):
         for j, ket in enumerate(aux[: i + 1]):
             size = _tile_rows(bra, *ket.width.shape, ket.order)
-            blocks = _blocks(bra, size, 0)
+            blocks = blocks_of(bra, size, 0)
 
             @jax.checkpoint
             def of_block(rows, ket=ket):
@@ -190,7 +195,7 @@ def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, na
 
 def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
     """Rows of bra and ket per tile of a four-centre class: a few rows against a long row."""
-    budget = _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+    budget = tile_bytes()
     order = bra.order + ket.order
     quartets = budget // (8 * bra.width.shape[1] * ket.width.shape[1] * nhermite(order))
     nket = max(1, min(ket.width.shape[0], int((8 * quartets) ** 0.5)))
@@ -233,7 +238,7 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
     """Adds one class; within one list, rows i >= j alone."""
     same = bra is ket
     nbra, nket = _tiles(bra, ket)
-    bras, kets = _blocks(bra, nbra, npair), _blocks(ket, nket, npair)
+    bras, kets = blocks_of(bra, nbra, npair), blocks_of(ket, nket, npair)
     bra_bounds, ket_bounds = _bounds(bra_norms, nbra), _bounds(ket_norms, nket)
     i, j = _tile_indices(bras, kets, nbra, nket, same)
 
@@ -283,7 +288,7 @@ def potential_energy(
             every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), dm.dtype)
             return weighted_sum(block, charges, every)
 
-        total = total + chunked_sum(of_block, charges, _blocks(bra, size, 0))
+        total = total + chunked_sum(of_block, charges, blocks_of(bra, size, 0))
     return total
 
 
@@ -305,7 +310,7 @@ def weighted_3c(
                 chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
                 return weighted_sum(block, ket, chosen)
 
-            blocks = _blocks(bra, size, weight.shape[0])
+            blocks = blocks_of(bra, size, weight.shape[0])
             total = total + chunked_sum(of_block, (weight, ket), blocks)
     return total
 
@@ -331,7 +336,7 @@ def weighted_2c(
                 chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
                 return weighted_sum(block, ket, chosen)
 
-            blocks = _blocks(bra, size, weight.shape[0])
+            blocks = blocks_of(bra, size, weight.shape[0])
             total = total + chunked_sum(of_block, (part, ket), blocks)
     return total
 
@@ -380,7 +385,7 @@ def _class_energy(bra, bra_norms, ket, ket_norms, density):
     nao, dtype = density[0].shape[-1], density[0].dtype
     size = nao * (nao + 1) // 2
     nbra, nket = _tiles(bra, ket)
-    bras, kets = _blocks(bra, nbra, size), _blocks(ket, nket, size)
+    bras, kets = blocks_of(bra, nbra, size), blocks_of(ket, nket, size)
 
     def tile(density, row, column):
         (bra, first, _), (ket, start, _) = row, column

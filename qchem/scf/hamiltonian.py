@@ -28,6 +28,7 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
+from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
 from qchem.integrals.two_electron import potential, potential_energy
 from qchem.jk import (
     AbstractJK,
@@ -152,6 +153,7 @@ class Method(eqx.Module):
     charges: Float[Array | np.ndarray, " natom"]
     field: Float[Array | np.ndarray, " 3"] | None
     pairs: tuple[PairRows, ...]
+    fitting: tuple[SolidRows, ...]
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     dispersion: Dispersion | None
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
@@ -208,6 +210,7 @@ class Method(eqx.Module):
             charges=np.asarray(numbers, dtype=float),
             field=field,
             pairs=plan_pairs(basis),
+            fitting=() if aux is None else plan_solid(aux),
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
@@ -323,11 +326,15 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao, weights.omega
+            plan = () if reverse or self.mesh is not None else self.fitting
+            shells = solid_shells(self.aux, plan, positions) if plan else ()
             if self.mesh is None and not (weights.full or weights.attenuated):
-                storage = {"stored_bytes": self.stored_bytes, "reverse": reverse}
+                storage = {"stored_bytes": self.stored_bytes, "shells": shells, "reverse": reverse}
                 jks = (FittedCoulomb.build(pairs, aux, *sizes[:2], **storage),)
             elif self.mesh is None:
-                jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
+                jks = DensityFittedJK.build_separated(
+                    pairs, aux, *sizes, shells=shells, reverse=reverse
+                )
             else:
                 jks = SharedFittedJK.build_separated(pairs, aux, *sizes, self.mesh)
         elif weights.omega == 0:
