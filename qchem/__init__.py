@@ -2,7 +2,7 @@
 
 from qchem.basis.layout import Basis
 from qchem.calculation import energy, energy_fn
-from qchem.compilation import program
+from qchem.compilation import platform, program, traced_for
 from qchem.energy_function import EnergyFunction, Relaxed
 from qchem.errors import ConvergenceError, InputError, QChemError
 from qchem.grids import Grid
@@ -49,6 +49,8 @@ __all__ = [
     "gradient",
     "load_functional",
     "moments",
+    "platform",
     "program",
     "solve",
+    "traced_for",
 ]

@@ -1,6 +1,7 @@
-"""Whole programs, compiled the way that is quickest on a CPU."""
+"""The platform that programs are for, and whole programs, compiled quickest on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
@@ -10,6 +11,25 @@ import jax
 # XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
 # makes is as fast (benchmarks/compile_options.py).
 QUICK = {"xla_cpu_use_fusion_emitters": False}
+_platform = jax.make_user_context(None)  # part of the key of JAX's caches: nothing stale is found
+
+
+def platform() -> str:
+    """What programs are traced for, "cpu", "gpu" or "tpu": loops, tiles and chunks differ."""
+    return _platform.value or jax.default_backend()
+
+
+@contextmanager
+def traced_for(name: str) -> Iterator[None]:
+    """Within, programs are traced for another platform than that of the default device.
+
+    For `jax.export`, which lowers for devices that are not at hand but leaves the tracing to us.
+
+    Args:
+        name: "cpu", "gpu" or "tpu"; "cuda" and "rocm", as `jax.export` says, are both "gpu".
+    """
+    with _platform("gpu" if name in ("cuda", "rocm") else name):
+        yield
 
 
 def program(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from qchem.compilation import platform
 from qchem.errors import InputError
+from qchem.precision import in_dtype
 from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
@@ -70,6 +73,7 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         check_precision(positions)
+        self = in_dtype(self, positions.dtype)
         variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
         energy = jax.custom_jvp(_mapped(rest, self.chunk))
 
@@ -80,7 +84,8 @@ class EnergyFunction(eqx.Module):
             both.defjvp(_second)
             value, slopes = both(variables)
             changes = eqx.filter(changes, moving)
-            terms = jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, changes))
+            product = partial(jnp.vdot, precision="highest")
+            terms = jax.tree.leaves(jax.tree.map(product, slopes, changes))
             return value, sum(x.astype(value.dtype) for x in terms)
 
         energy.defjvp(first, symbolic_zeros=True)
@@ -88,7 +93,8 @@ class EnergyFunction(eqx.Module):
 
     def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
         """Converged orbitals and all that belongs to them; constants for differentiation."""
-        return _solve(constant(self), jax.lax.stop_gradient(jnp.asarray(positions)))
+        positions = jax.lax.stop_gradient(jnp.asarray(positions))
+        return _solve(constant(in_dtype(self, positions.dtype)), positions)
 
     def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
         """The converged state, with its first derivatives in everything.
@@ -131,7 +137,7 @@ def _mapped(rest, chunk, moving=None):
         batched, shared = eqx.partition(variables, in_batched[0])
         # On a CPU the threads work on one geometry; and XLA's batched LAPACK calls, two at a time,
         # wait for each other for ever where there are as few threads (jaxlib 0.10).
-        together = 0 if jax.default_backend() == "cpu" else min(chunk, axis_size)
+        together = 0 if platform() == "cpu" else min(chunk, axis_size)
         values = _evaluate_each(batched, shared, rest, moving, together or None)
         return values, jax.tree.map(lambda _: True, values)
 

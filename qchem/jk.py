@@ -108,7 +108,7 @@ class PackedJK(AbstractJK):
         return unpack(bra_sum[i, j] + ket_sum, nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
-        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        dm = jnp.matmul(factor, jnp.swapaxes(factor, 1, 2), precision="highest")
         nao = factor.shape[1]
 
         def add(half, a):
@@ -155,7 +155,7 @@ class DirectJK(AbstractJK):
         return 0.5 * (gradient + gradient.T)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
-        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        dm = jnp.matmul(factor, jnp.swapaxes(factor, 1, 2), precision="highest")
         gradient = jax.grad(lambda dm: coulomb_energy(self.pairs, dm, 0.0, 1.0))(dm)
         return -0.5 * (gradient + jnp.swapaxes(gradient, 1, 2))
 
@@ -371,7 +371,7 @@ def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
         return _weighted_ranges(pairs, aux, slopes, exchange.omega)
 
     tangent = jax.jvp(weighted, (pairs, aux), tangents[:2])[1]
-    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[2])
+    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[2], precision="highest")
 
 
 def _weights(coulomb, exchange):
@@ -454,7 +454,7 @@ class _Contracted(eqx.Module):
 def _packed_density(factor):
     """The total density matrix, elements off the diagonal doubled, each once."""
     i, j = np.tril_indices(factor.shape[1])
-    dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
+    dm = jnp.einsum("sai,sbi->ab", factor, factor, precision="highest")
     return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
 
 

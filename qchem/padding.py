@@ -23,6 +23,7 @@ from qchem.basis.library import Shell, shells_from_name
 from qchem.compilation import program
 from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
 from qchem.integrals.pairs import plan_pairs
+from qchem.precision import in_dtype
 from qchem.properties import gradient
 from qchem.scf.hamiltonian import NONLOCAL_LEVEL, Hamiltonian, Method
 from qchem.scf.orbitals import Occupied
@@ -158,6 +159,8 @@ class Padded:
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
         """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's."""
         method, dispersion = _parted(self.method)
+        positions = np.asarray(positions)
+        method = in_dtype(method, positions.dtype)
         hamiltonian, screened = _hamiltonian(method, self.positions(positions))
         if dispersion is not None:
             hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(jnp.asarray(positions)))
@@ -171,6 +174,7 @@ class Padded:
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
         method, dispersion = _parted(self.method)
+        method = in_dtype(method, np.asarray(positions).dtype)
         norbital = orbitals.shape[2]
         ncolumn = self.columns(norbital)
         orbitals = self.orbitals(orbitals, ncolumn)

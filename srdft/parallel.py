@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from qchem import InputError
+from qchem import InputError, platform
 
 AXIS = "geometry"
 
@@ -97,7 +97,7 @@ class Workers(eqx.Module):
         return eqx.combine(jax.device_put(arrays, everywhere), rest)
 
     def _together(self, batched) -> int | None:
-        if jax.default_backend() == "cpu" or self.chunk == 1:
+        if platform() == "cpu" or self.chunk == 1:
             return None
         return min(self.chunk, jax.tree.leaves(batched)[0].shape[0])
 

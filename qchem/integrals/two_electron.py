@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qchem.chunking import chunked_sum, tiled_sum
+from qchem.compilation import platform
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm
@@ -21,7 +22,7 @@ _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once
 
 def _tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:
     """Rows of the bra per tile, so that R of the tile stays within the stated bytes."""
-    budget = _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+    budget = _TILE_BYTES.get(platform(), 1 << 25)
     per_row = bra.width.shape[1] * nket * mprim * nhermite(bra.order + ket_order)
     return max(1, min(bra.width.shape[0], budget // (8 * per_row)))
 
@@ -160,7 +161,7 @@ def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, na
 
 def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
     """Rows of bra and ket per tile of a four-centre class: a few rows against a long row."""
-    budget = _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+    budget = _TILE_BYTES.get(platform(), 1 << 25)
     order = bra.order + ket.order
     quartets = budget // (8 * bra.width.shape[1] * ket.width.shape[1] * nhermite(order))
     nket = max(1, min(ket.width.shape[0], int((8 * quartets) ** 0.5)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.compilation import platform
 from qchem.dispersion import Dispersion
 from qchem.grids import Grid
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
@@ -33,6 +34,7 @@ from qchem.jk import (
     exact_energy,
     fitted_energy,
 )
+from qchem.precision import in_dtype
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.learned import AnyFunctional
@@ -45,6 +47,9 @@ TwoElectron = Literal["exact", "df"]
 _CHUNK = {"cpu": 1024, "other": 4096}  # grid points: on a CPU what its caches hold
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
+
+
+_product = partial(jnp.matmul, precision="highest")
 
 
 class Hamiltonian(eqx.Module):
@@ -117,8 +122,8 @@ class Hamiltonian(eqx.Module):
         fock = jnp.broadcast_to((self.hcore + coulomb)[None], dm.shape)
         energies = {
             "nuclear": self.nuclear_repulsion,
-            "one_electron": jnp.vdot(self.hcore, density),
-            "coulomb": 0.5 * jnp.vdot(coulomb, density),
+            "one_electron": jnp.vdot(self.hcore, density, precision="highest"),
+            "coulomb": 0.5 * jnp.vdot(coulomb, density, precision="highest"),
             "exchange": jnp.zeros_like(self.nuclear_repulsion),
             "xc": jnp.zeros_like(self.nuclear_repulsion),
         }
@@ -126,7 +131,7 @@ class Hamiltonian(eqx.Module):
             energies["dispersion"] = self.dispersion
         exchange = self.exchange(factor)
         if exchange is not None:
-            energies["exchange"] = -0.5 * jnp.vdot(exchange, dm)
+            energies["exchange"] = -0.5 * jnp.vdot(exchange, dm, precision="highest")
             fock = fock - exchange
         return energies, fock
 
@@ -204,7 +209,7 @@ class Method(eqx.Module):
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
-            chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["other"]),
+            chunk=chunk or _CHUNK.get(platform(), _CHUNK["other"]),
             stored_bytes=stored_bytes,
         )
 
@@ -217,6 +222,7 @@ class Method(eqx.Module):
             reverse: For a few Fock matrices, made by `Hamiltonian.fock`, that are differentiated in
                 reverse mode alone, if at all: AO values are not stored, and derivatives cost less.
         """
+        self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
@@ -227,7 +233,7 @@ class Method(eqx.Module):
         dipole = packed_dipole(pairs, size)
         hcore = kinetic + attraction
         if self.field is not None:
-            field = jnp.asarray(self.field, positions.dtype) @ dipole
+            field = _product(jnp.asarray(self.field, positions.dtype), dipole)
             hcore, screened = hcore + field, screened + field
         matrices = jnp.stack([overlap, kinetic, hcore, kinetic + screened, *dipole])
         overlap, kinetic, hcore, guess, *dipole = unpack(matrices, self.basis.nao)
@@ -258,6 +264,7 @@ class Method(eqx.Module):
         orbitals held, is the whole gradient of a converged energy: see `reorthonormalize`. Memory
         stays that of a tile, a chunk of points, or the three-index integrals.
         """
+        self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
@@ -268,11 +275,13 @@ class Method(eqx.Module):
             factor = factor * jnp.sqrt(occupation)[:, None, :]
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
-        energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density)
+        energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
         energy = energy + potential_energy(pairs, self._nuclei(positions), density)
         if self.field is not None:
-            field = jnp.asarray(self.field, positions.dtype) @ packed_dipole(pairs, size)
-            energy = energy + jnp.vdot(unpack(field[None], self.basis.nao)[0], density)
+            field = _product(jnp.asarray(self.field, positions.dtype), packed_dipole(pairs, size))
+            energy = energy + jnp.vdot(
+                unpack(field[None], self.basis.nao)[0], density, precision="highest"
+            )
         if self.dispersion is not None:
             energy = energy + self.dispersion.energy(positions)
         weights = self._exchange_weights(0.5 * dm.shape[0])
@@ -314,7 +323,8 @@ class Method(eqx.Module):
         energy = nuclear_repulsion(charges, positions)
         if self.field is None:
             return energy
-        return energy - jnp.asarray(self.field, positions.dtype) @ (charges @ positions)
+        field = jnp.asarray(self.field, positions.dtype)
+        return energy - _product(field, _product(charges, positions))
 
     def _nuclei(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)[:, None]

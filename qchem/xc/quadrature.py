@@ -83,7 +83,11 @@ class GridXC(eqx.Module):
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
-            return jnp.vdot(weights, _in_own_loop(functional.energy_density, rho, sigma, tau))
+            return jnp.vdot(
+                weights,
+                _in_own_loop(functional.energy_density, rho, sigma, tau),
+                precision="highest",
+            )
 
         return self._integrate(term, dm)
 
@@ -98,7 +102,7 @@ class GridXC(eqx.Module):
 
         def term(_, dm, ao, weights):
             rho, _ = density_and_gradient(dm, ao[:1])
-            return jnp.vdot(weights, jnp.sum(rho, axis=0))
+            return jnp.vdot(weights, jnp.sum(rho, axis=0), precision="highest")
 
         return self._integrate(term, dm)
 
