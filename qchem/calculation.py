@@ -21,6 +21,7 @@ from qchem.errors import InputError
 from qchem.grids import Grid
 from qchem.molecule import Molecule
 from qchem.padding import Padded
+from qchem.precision import MIXED_TOLERANCES, Precision, check_mode
 from qchem.result import Result
 from qchem.scf.converge import check_solver, converge
 from qchem.scf.hamiltonian import Method, TwoElectron
@@ -48,6 +49,7 @@ def energy(
     solver: str = "auto",
     follow_instability: bool = False,
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
+    precision: Precision = "double",
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -72,6 +74,8 @@ def energy(
             and, where it stalls, the second.
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
         field: A uniform electric field, hartree/(e bohr).
+        precision: "mixed" has float32 where most of the time goes, for devices that are slow in
+            float64: energies within 1e-5 hartree, see docs/precision.md.
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -83,13 +87,14 @@ def energy(
     """
     start = perf_counter()
     check_precision(molecule.positions)
-    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    check_mode(precision, molecule.positions.dtype)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision)
     padded = _cached(_padded, names)
     method = _in_field(padded.alone, field)
     padded = replace(padded, alone=method, method=_in_field(padded.method, field))
     nocc = _occupied(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
-    options = resolved_options(scf_options)
+    options = resolved_options(scf_options, precision)
     check_solver(solver, options)
     first = _guess(guess, method)
     timings = {"plan": perf_counter() - start}
@@ -116,6 +121,7 @@ def energy(
         "solver": solver,
         "follow_instability": follow_instability,
         "field": None if field is None else np.asarray(field, dtype=float).tolist(),
+        "precision": precision,
         "stages": stages,
         **options,
     }
@@ -138,6 +144,7 @@ def energy_fn(
     guess: str | Result = "sap",
     solver: str = "diis",
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
+    precision: Precision = "double",
     chunk: int = 1,
     **scf_options: Any,
 ) -> EnergyFunction:
@@ -152,8 +159,8 @@ def energy_fn(
         solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
-        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, **scf_options:
-            As in `energy`.
+        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, precision,
+            **scf_options: As in `energy`.
     """
     apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
     molecule = Molecule.from_arrays(
@@ -161,9 +168,10 @@ def energy_fn(
     )
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
-    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    check_mode(precision)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision)
     method = _in_field(_cached(_build, names), field)
-    options = resolved_options(scf_options)
+    options = resolved_options(scf_options, precision)
     check_solver(solver, options)
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
@@ -194,8 +202,8 @@ def _occupied(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
     return molecule.nalpha, molecule.nbeta
 
 
-def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `qchem.scf.solve` under its own names.
+def resolved_options(options: dict[str, Any], precision: Precision = "double") -> dict[str, Any]:
+    """Options of `qchem.scf.solve` under its own names, with thresholds that the mode reaches.
 
     Raises:
         InputError: A name that it does not know.
@@ -208,10 +216,10 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
             f"unknown option {', '.join(unknown)}; SCF options are tolerance, "
             f"{', '.join(sorted(known))}."
         )
-    return renamed
+    return (MIXED_TOLERANCES if precision == "mixed" else {}) | renamed
 
 
-def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):
+def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="double"):
     """What `_build` and `_padded` are called with."""
     if two_electron not in ("exact", "df"):
         raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
@@ -224,7 +232,8 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):
     if isinstance(xc, str):
         xc = load_functional(xc) if xc.endswith(SUFFIX) else Functional.from_name(xc)
     charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
-    return molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
+    names = molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
+    return *names, precision
 
 
 def _cached(build, names):
@@ -258,7 +267,7 @@ def _thawed(value):
 
 
 @lru_cache(maxsize=32)
-def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
+def _build(numbers, basis, functional, aux, grid, cartesian, charge, precision) -> Method:
     """Everything that does not depend on positions, kept for the next geometry."""
     orbital = _basis(numbers, basis, not cartesian, auxiliary=False)
     auxiliary = None if aux is None else _basis(numbers, aux, orbital.spherical, auxiliary=True)
@@ -270,13 +279,14 @@ def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
         points = Grid.from_numbers(numbers, sizes=grid)
     else:
         points = Grid.from_numbers(numbers, grid)
-    return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points, charge=charge)
+    settings = {"aux": auxiliary, "grid": points, "charge": charge, "precision": precision}
+    return Method.build(numbers, orbital, functional, **settings)
 
 
 @lru_cache(maxsize=32)
 def _padded(*names) -> Padded:
     """The same, filled up; molecules whose shells or points have no name are as they are."""
-    _, basis, _, aux, grid, _, _ = names
+    _, basis, _, aux, grid, *_ = names
     method = _cached(_build, names)
     if any(isinstance(given, Basis | Grid) for given in (basis, aux, grid)):
         return Padded.unchanged(method)

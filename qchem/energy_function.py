@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from qchem.compilation import platform
 from qchem.errors import InputError
-from qchem.precision import in_dtype
+from qchem.precision import check_mode, in_dtype
 from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
@@ -73,6 +73,7 @@ class EnergyFunction(eqx.Module):
                 "use jax.vmap for several geometries."
             )
         check_precision(positions)
+        check_mode(self.method.precision, positions.dtype)
         self = in_dtype(self, positions.dtype)
         variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
         energy = jax.custom_jvp(_mapped(rest, self.chunk))

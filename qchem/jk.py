@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from qchem.integrals.moments import unpack
@@ -30,8 +31,10 @@ from qchem.integrals.two_electron import (
     weighted_3c,
 )
 
+_WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
 _UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
 _SOLVED_BYTES = 1 << 26  # of three-index integrals that the metric meets at once
+_SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 _METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 
 
@@ -186,40 +189,67 @@ class DensityFittedJK(AbstractJK):
         omega: float,
         *,
         reverse: bool = False,
+        dtype: DTypeLike | None = None,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
             reverse: To be differentiated in reverse mode alone, at less cost.
+            dtype: As in `fit`.
         """
         integrals = partial(_fitting_integrals, nao, naux, reverse=reverse)
         ranges = _separated(*over_ranges(integrals, omega, pairs, aux), omega)
-        return tuple(cls.fit(*both) for both in ranges)
+        return tuple(cls.fit(*both, dtype=dtype) for both in ranges)
 
     @classmethod
     def fit(
-        cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
+        cls,
+        three: Float[Array, "npair naux"],
+        two: Float[Array, "naux naux"],
+        *,
+        dtype: DTypeLike | None = None,
     ) -> DensityFittedJK:
-        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(_fitted(_lower(two), three))
+        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm.
+
+        Args:
+            dtype: That B is stored and multiplied in; the fit has that of the integrals.
+        """
+        return cls(_fitted(_lower(two), three).astype(three.dtype if dtype is None else dtype))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
         i, j = np.tril_indices(nao)
         density = dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
-        charge = jnp.dot(density, self.fitted, precision="highest")
-        return unpack(jnp.dot(self.fitted, charge, precision="highest"), nao)
+
+        def part(start, size):
+            columns = jax.lax.dynamic_slice_in_dim(self.fitted, start, size, 1).astype(dm.dtype)
+            charge = jnp.dot(density, columns, precision="highest")
+            return jnp.dot(columns, charge, precision="highest")
+
+        naux = self.fitted.shape[1]
+        if self.fitted.dtype == dm.dtype:
+            return unpack(part(0, naux), nao)
+        # Reading B takes the time, not multiplying: the product has the longer dtype, as the
+        # Coulomb energy is large.
+        size = max(1, min(naux, _WIDENED_BYTES // (dm.dtype.itemsize * density.size)))
+        starts = jnp.arange(0, naux - naux % size, size, dtype=jnp.int32)
+        rest = part(naux - naux % size, naux % size)
+        total, _ = jax.lax.scan(lambda total, n: (total + part(n, size), None), rest, starts)
+        return unpack(total, nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
         nspin, nao, _ = factor.shape
+        short = factor.astype(self.fitted.dtype)
 
         def add(exchange, _, columns, fresh):
-            half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
+            half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
             counted = half * fresh[None, None, None]
-            return exchange + jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+            part = jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+            return exchange + part.astype(exchange.dtype)
 
         zero = jnp.zeros((nspin, nao, nao), factor.dtype)
-        return _over_columns(add, zero, self.fitted, nao)
+        most = None if short.dtype == factor.dtype else _SHORT_SUM
+        return _over_columns(add, zero, self.fitted, nao, most=most)
 
 
 def _fitting_integrals(nao, naux, pairs, aux, reverse=False):
@@ -329,36 +359,41 @@ def fitted_energy(
     naux: int,
     coulomb: float,
     exchange: float | ExchangeWeights,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
     The orbitals contract (ab|P) to the charge q_P of the density and to (ij|P) of their own
     products; the metric meets only these. The derivative contracts derivatives of (ab|P) and (P|Q)
     with their weights in the energy, tile by tile: none is ever stored.
+
+    Args:
+        dtype: Of products of (ab|P) with orbitals; by default that of the orbitals.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
-    return _fitted_energy(naux, coulomb, exchange, pairs, aux, factor)
+    dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
+    return _fitted_energy(naux, coulomb, exchange, dtype, pairs, aux, factor)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _fitted_energy(naux, coulomb, exchange, pairs, aux, factor):
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _fitted_energy(naux, coulomb, exchange, dtype, pairs, aux, factor):
     integrals = partial(_fitting_integrals, factor.shape[1], naux)
     ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
     return sum(
-        _Contracted.build(*both, factor, *weights).energy
+        _Contracted.build(*both, factor, *weights, dtype).energy
         for both, weights in zip(ranges, _weights(coulomb, exchange))
     )
 
 
 @_fitted_energy.defjvp
-def _fitted_energy_jvp(naux, coulomb, exchange, primals, tangents):
+def _fitted_energy_jvp(naux, coulomb, exchange, dtype, primals, tangents):
     pairs, aux, factor = primals
     integrals = partial(_fitting_integrals, factor.shape[1], naux)
     ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux), exchange.omega)
     energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
-        contracted = _Contracted.build(three, two, factor, *weights)
+        contracted = _Contracted.build(three, two, factor, *weights, dtype)
         energies.append(contracted.energy)
         of_three, of_orbitals = contracted.slopes(three, factor)
         of_factor.append(of_orbitals)
@@ -391,9 +426,10 @@ class _Contracted(eqx.Module):
     products: Float[Array, "nspin nocc nocc naux"]
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)  # of products with (ab|P)
 
     @classmethod
-    def build(cls, three, two, factor, coulomb: float, exchange: float) -> _Contracted:
+    def build(cls, three, two, factor, coulomb: float, exchange: float, dtype) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
         nspin, nao, nocc = factor.shape
         naux = two.shape[0]
@@ -403,18 +439,20 @@ class _Contracted(eqx.Module):
         energy = 0.5 * coulomb * jnp.sum(charge**2)
         products = jnp.zeros((nspin, nocc, nocc, naux), factor.dtype)
         if exchange:
+            short = factor.astype(dtype)
 
             def add(products, start, columns, _):
-                half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
-                part = jnp.einsum("siap,saj->sijp", half, factor, precision="highest")
+                half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
+                part = jnp.einsum("siap,saj->sijp", half, short, precision="highest")
+                part = part.astype(products.dtype)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
-            products = _over_columns(add, products, three, nao)
+            products = _over_columns(add, products, three, nao, dtype)
             rows = _solved(lower, products.reshape(-1, naux), transpose_a=True)
             energy = energy - 0.5 * exchange * jnp.sum(rows**2)
             products = _solved(lower, rows, transpose_a=False).reshape(products.shape)
         charge = _solved(lower, charge, transpose_a=False)[0]
-        return cls(energy, charge, products, coulomb, exchange)
+        return cls(energy, charge, products, coulomb, exchange, dtype)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
         """dE/d(P|Q)."""
@@ -434,21 +472,23 @@ class _Contracted(eqx.Module):
             return of_three, of_factor
         i, j = np.tril_indices(nao)
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
+        short = factor.astype(self.dtype)
 
         def add(sums, start, columns, fresh):
             of_three, of_factor = sums
             size = columns.shape[2]
             products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
-            products = products * fresh[None, None, None]
-            half = jnp.einsum("sai,sijp->sajp", factor, products, precision="highest")
+            products = products.astype(self.dtype) * fresh[None, None, None]
+            half = jnp.einsum("sai,sijp->sajp", short, products, precision="highest")
             part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
-            of_factor = of_factor - 2 * self.exchange * part
-            square = jnp.einsum("sajp,sbj->abp", half, factor, precision="highest")
+            of_factor = of_factor - 2 * self.exchange * part.astype(factor.dtype)
+            square = jnp.einsum("sajp,sbj->abp", half, short, precision="highest")
+            square = square.astype(factor.dtype)
             old = jax.lax.dynamic_slice_in_dim(of_three, start, size, 1)
             new = old - self.exchange * twice * square[i, j]
             return jax.lax.dynamic_update_slice_in_dim(of_three, new, start, 1), of_factor
 
-        return _over_columns(add, (of_three, of_factor), three, nao)
+        return _over_columns(add, (of_three, of_factor), three, nao, self.dtype)
 
 
 def _packed_density(factor):
@@ -458,7 +498,7 @@ def _packed_density(factor):
     return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
 
 
-def _over_columns(add, sums, three, nao):
+def _over_columns(add, sums, three, nao, dtype=None, most=None):
     """Goes through (ab|P) unpacked, some P at a time.
 
     Args:
@@ -466,19 +506,21 @@ def _over_columns(add, sums, three, nao):
         sums: What `add` changes.
         three: (ab|P), packed.
         nao: Number of AOs.
+        dtype: Of what is unpacked; by default that of `three`.
+        most: P at a time at most.
     """
-    naux = three.shape[1]
+    naux, dtype = three.shape[1], jnp.dtype(three.dtype if dtype is None else dtype)
     ao = np.arange(nao)
     index = _packed(jnp.asarray(ao)[:, None], jnp.asarray(ao)[None])
-    size = max(1, min(naux, _UNPACKED_BYTES // (three.dtype.itemsize * nao * nao)))
+    size = max(1, min(naux, most or naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
     if size == naux:
-        return add(sums, 0, three[index], jnp.ones(naux, three.dtype))
+        return add(sums, 0, three.astype(dtype)[index], jnp.ones(naux, dtype))
 
     @jax.checkpoint
     def step(sums, first):
         start = jnp.minimum(first, naux - size)
-        columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)[index]
-        fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(three.dtype)
+        columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1).astype(dtype)[index]
+        fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(dtype)
         return add(sums, start, columns, fresh), None
 
     return jax.lax.scan(step, sums, jnp.arange(0, naux, size, dtype=jnp.int32))[0]

@@ -21,7 +21,7 @@ Precision = Literal["double", "mixed"]
 MIXED_TOLERANCES = {"energy_tolerance": 1e-6, "residual_tolerance": 1e-5}
 
 
-def check_mode(precision: str, dtype: DTypeLike) -> None:
+def check_mode(precision: str, dtype: DTypeLike = np.float64) -> None:
     """Refuse a mode that does not exist, or one that the positions are too short for."""
     if precision not in get_args(Precision):
         raise InputError(

@@ -34,7 +34,7 @@ from qchem.jk import (
     exact_energy,
     fitted_energy,
 )
-from qchem.precision import in_dtype
+from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.xc.learned import AnyFunctional
@@ -156,6 +156,7 @@ class Method(eqx.Module):
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
     chunk: int = eqx.field(static=True)
     stored_bytes: int = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True)
 
     @classmethod
     def build(
@@ -171,6 +172,7 @@ class Method(eqx.Module):
         charge: int = 0,
         chunk: int | None = None,
         stored_bytes: int = STORED_BYTES,
+        precision: Precision = "double",
     ) -> Method:
         """Plans the integrals.
 
@@ -187,6 +189,8 @@ class Method(eqx.Module):
             chunk: Grid points held at once; by default what suits the device.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
+            precision: "mixed" keeps fitted integrals and AO values, and multiplies both, in
+                float32, for positions in float64; see docs/precision.md.
         """
         if not functional.nonlocal_correlation:
             nonlocal_grid = None
@@ -211,6 +215,7 @@ class Method(eqx.Module):
             two_electron="df" if aux is not None else exact,
             chunk=chunk or _CHUNK.get(platform(), _CHUNK["other"]),
             stored_bytes=stored_bytes,
+            precision=precision,
         )
 
     def hamiltonian(
@@ -287,11 +292,18 @@ class Method(eqx.Module):
         weights = self._exchange_weights(0.5 * dm.shape[0])
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
-            energy = energy + fitted_energy(pairs, aux, factor, self.aux.nao, 1.0, weights)
+            energy = energy + fitted_energy(
+                pairs, aux, factor, self.aux.nao, 1.0, weights, self._short
+            )
         else:
             energy = energy + exact_energy(pairs, dm, weights)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy(dm)
+
+    @property
+    def _short(self):
+        """What costs most has this dtype; None for that of the positions."""
+        return jnp.float32 if self.precision == "mixed" else None
 
     def _exchange_weights(self, scale):
         xc = self.functional
@@ -305,7 +317,8 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao, weights.omega
-            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, reverse=reverse)
+            how = {"reverse": reverse, "dtype": self._short}
+            jks = DensityFittedJK.build_separated(pairs, aux, *sizes, **how)
         elif weights.omega == 0:
             exact = self.two_electron == "exact"
             jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
@@ -333,8 +346,12 @@ class Method(eqx.Module):
     def _xc(self, positions, stored_bytes=0):
         parts = []
         if self.grid is not None:
-            storage = {"chunk": self.chunk, "storage_bytes": stored_bytes}
-            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **storage))
+            how = {
+                "chunk": self.chunk,
+                "storage_bytes": stored_bytes,
+                "ao_dtype": self._short,
+            }
+            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **how))
         if self.nonlocal_grid is not None:
             terms = self.functional.nonlocal_correlation
             place = self.basis, self.nonlocal_grid, positions

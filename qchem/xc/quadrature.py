@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns
@@ -27,6 +28,8 @@ class GridXC(eqx.Module):
         adjustment: The grid's a_ij.
         positions: Nuclei, bohr. Grid points, Becke weights and AOs all follow them.
         ao: Stored AO values of all chunks; None if each use computes them anew.
+        ao_dtype: Of AO values and their products; functionals, weights and sums have that of the
+            positions.
         weights: Integration weights of all chunks, bohr³; None likewise.
     """
 
@@ -37,6 +40,7 @@ class GridXC(eqx.Module):
     positions: Float[Array | np.ndarray, "natom 3"]
     ao: tuple[Float[Array, "nchunk nao chunk"], ...] | None
     weights: Float[Array, "nchunk chunk"] | None
+    ao_dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class GridXC(eqx.Module):
         *,
         chunk: int = 1024,
         storage_bytes: int = 0,
+        ao_dtype: DTypeLike | None = None,
     ):
         """Integrator at `positions`.
 
@@ -55,16 +60,18 @@ class GridXC(eqx.Module):
             storage_bytes: AO values are stored if all of them fit. That spares most of the time of
                 repeated use at one geometry. Derivatives in positions are the same either way,
                 but with stored values they take several times that memory.
+            ao_dtype: By default that of the positions.
         """
         self.functional = functional
         self.basis = basis
         self.points = grid.chunks(chunk + chunk % 2)  # halved in `_in_own_loop`
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
+        self.ao_dtype = jnp.dtype(self.positions.dtype if ao_dtype is None else ao_dtype)
         self.ao = self.weights = None
         ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
         nvalue = self.points.quadrature.size * ncomponent * basis.nao
-        fits = nvalue * self.positions.dtype.itemsize <= storage_bytes
+        fits = nvalue * self.ao_dtype.itemsize <= storage_bytes
         if fits and functional.ingredients != "none":
             placement = (self.positions, basis, self.adjustment)
             self.ao, self.weights = jax.lax.map(partial(self._values, placement), self.points)
@@ -131,7 +138,7 @@ class GridXC(eqx.Module):
         positions, basis, adjustment = placement
         points, weights = Grid(part, adjustment).place(positions)
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
-        return evaluate_columns(basis, positions, points, derivative), weights
+        return evaluate_columns(basis, positions, points, derivative, self.ao_dtype), weights
 
 
 @eqx.filter_custom_vjp
@@ -164,12 +171,12 @@ def _xc_potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
 def density_and_gradient(
     dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
-    """rho and, where AO gradients are given, sigma, as functionals take them."""
-    half = [jnp.dot(d, ao[0], precision="highest") for d in dm]
-    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half])
+    """rho and, where AO gradients are given, sigma, as functionals take them; dtype of `dm`."""
+    half = [jnp.dot(d.astype(ao[0].dtype), ao[0], precision="highest") for d in dm]
+    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dm.dtype)
     if len(ao) == 1:
         return rho, None
-    gradient = [[2 * _sum_of_products(x, h) for x in ao[1:]] for h in half]
+    gradient = [[2 * _sum_of_products(x, h).astype(dm.dtype) for x in ao[1:]] for h in half]
     pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
     sigma = [sum(a * b for a, b in zip(gradient[i], gradient[j])) for i, j in pairs]
     return rho, jnp.stack(sigma)
@@ -181,9 +188,10 @@ def kinetic_energy_density(
     """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
     taus = []
     for d in dm:
+        d = d.astype(ao[0].dtype)
         terms = [_sum_of_products(x, jnp.dot(d, x, precision="highest")) for x in ao[1:]]
         taus.append(sum(terms) / 2)
-    return jnp.stack(taus)
+    return jnp.stack(taus).astype(dm.dtype)
 
 
 def _sum_of_products(a, b):
