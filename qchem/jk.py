@@ -372,7 +372,6 @@ def fitted_energy(
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
-    dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
     return _fitted_energy(naux, coulomb, exchange, dtype, pairs, aux, factor)
 
 
@@ -429,8 +428,9 @@ class _Contracted(eqx.Module):
     dtype: jnp.dtype = eqx.field(static=True)  # of products with (ab|P)
 
     @classmethod
-    def build(cls, three, two, factor, coulomb: float, exchange: float, dtype) -> _Contracted:
+    def build(cls, three, two, factor, coulomb, exchange, dtype=None) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
+        dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
         nspin, nao, nocc = factor.shape
         naux = two.shape[0]
         lower = _lower(two)
