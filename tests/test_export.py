@@ -1,12 +1,21 @@
 """The main programs lower for accelerators that are not at hand."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
 import qchem
-from tests.test_precision import function_of, programs
+from srdft.family import MoleculeFamily, Orbitals
+from srdft.kernels import kernel_from_name
+from srdft.optimizers import FirstOrder
+from srdft.orbitals import occupied_orbitals, orbitals
+from srdft.potential import TotalDrift
+from srdft.sampler import Sampler
+from srdft.trainer import Plan, Trainer
+from tests.test_precision import POSITIONS, function_of, programs
 
 SHORT = ("energy and gradient of orbitals", "solve")
 
@@ -69,10 +78,65 @@ def test_what_is_lowered_is_the_form_of_the_accelerator():
 
 
 def test_chunks_are_those_of_the_platform():
-    numbers = np.array([1, 1])
-    basis = qchem.Basis.from_name(numbers, "sto-3g")
-    build = lambda: qchem.Method.build((1, 1), basis, qchem.Functional.from_name("pbe"))  # noqa: E731
+    method = function_of("pbe", "exact").method
+
+    def chunk():
+        hamiltonian, _ = eqx.filter_eval_shape(method.hamiltonian, POSITIONS)
+        return hamiltonian.xc.points.quadrature.shape[1]
+
+    on_cpu = chunk()
     with qchem.traced_for("tpu"):
-        there = build().chunk
-    with qchem.traced_for("cpu"):
-        assert build().chunk < there
+        assert chunk() > on_cpu
+
+
+class Fock(eqx.Module):
+    """A model: the orbitals of one Fock matrix, which is what it learns."""
+
+    fock: jax.Array
+
+    def orbitals(self, molecule):
+        overlap, nocc = molecule.hamiltonian.overlap, molecule.family.nocc
+        mo_coeff, mo_energy = orbitals(self.fock, overlap)
+        factor = occupied_orbitals(self.fock, overlap, mo_coeff, mo_energy, nocc)
+        return Orbitals(factor, mo_coeff)
+
+
+@pytest.mark.parametrize("platform, dtype", [("cuda", "float64"), ("tpu", "float32")])
+def test_training_and_sampling_steps_lower(platform, dtype):
+    settings = {"basis": "sto-3g", "xc": "pbe", "two_electron": "df", "grid": (8, 26)}
+    with qchem.traced_for(platform):
+        family = MoleculeFamily.build((1, 1), **settings)
+        drift, kernel = TotalDrift(family.energy_fn), kernel_from_name("mala")
+        sampler = Sampler(drift, kernel, family.numbers, (500.0,), guard=4.0, warmup=1)
+        plan = Plan(
+            steps=4,
+            pretrain_steps=1,
+            reuse=1,
+            keep_hot=False,
+            batch=2,
+            transitions=1,
+            refresh_every=1,
+            data_share=0.2,
+            seed=1,
+        )
+        optimizer = FirstOrder.adam(plan.total, learning_rate=0.02, warmup_steps=1)
+        trainer = Trainer([family], [sampler], optimizer, plan)
+        model = Fock(-jnp.eye(2, dtype=dtype)[None])
+        batch = jnp.asarray(np.stack([POSITIONS, POSITIONS]), dtype)
+        update = model, optimizer.init(model), (batch,)
+        assert lowered(*flattened(trainer._update_arrays, *update), platform)
+        chains = sampler.init(model, batch, 1e-2)
+        sample = sampler, model, chains, jax.random.key(0), jnp.asarray(True)
+        assert lowered(*flattened(trainer._sample_arrays, *sample), platform)
+
+
+def flattened(function, *arguments):
+    """A function of arrays alone, and these."""
+    arrays, rest = eqx.partition(arguments, eqx.is_array)
+    leaves, tree = jax.tree.flatten(arrays)
+
+    def of_arrays(*leaves):
+        done = function(*eqx.combine(jax.tree.unflatten(tree, leaves), rest))
+        return [x for x in jax.tree.leaves(done) if x.dtype.kind in "fiub"]
+
+    return of_arrays, leaves

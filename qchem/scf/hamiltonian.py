@@ -154,7 +154,7 @@ class Method(eqx.Module):
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     dispersion: Dispersion | None
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
-    chunk: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
     stored_bytes: int = eqx.field(static=True)
     precision: Precision = eqx.field(static=True)
 
@@ -213,7 +213,7 @@ class Method(eqx.Module):
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
-            chunk=chunk or _CHUNK.get(platform(), _CHUNK["other"]),
+            chunk=chunk,
             stored_bytes=stored_bytes,
             precision=precision,
         )
@@ -345,9 +345,10 @@ class Method(eqx.Module):
 
     def _xc(self, positions, stored_bytes=0):
         parts = []
+        chunk = self.chunk or _CHUNK.get(platform(), _CHUNK["other"])
         if self.grid is not None:
             how = {
-                "chunk": self.chunk,
+                "chunk": chunk,
                 "storage_bytes": stored_bytes,
                 "ao_dtype": self._short,
             }
@@ -355,7 +356,7 @@ class Method(eqx.Module):
         if self.nonlocal_grid is not None:
             terms = self.functional.nonlocal_correlation
             place = self.basis, self.nonlocal_grid, positions
-            parts.append(NonlocalCorrelation(terms, *place, chunk=self.chunk))
+            parts.append(NonlocalCorrelation(terms, *place, chunk=chunk))
         return SummedXC(tuple(parts)) if len(parts) > 1 else (*parts, None)[0]
 
 
