@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import ao_of_column, evaluate_columns
+from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
 from qchem.devices import ALONE, MOLECULE, Share, spread
@@ -129,6 +129,9 @@ class GridXC(eqx.Module):
         order = ao_of_column(self.basis)
         dm = dm[:, order[:, None], order[None, :]]
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
+        if self.ao_dtype != dm.dtype:
+            scale = rounding_of_columns(self.basis, dm.dtype, self.ao_dtype)
+            dm = dm * scale[:, None] * scale[None, :]
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
