@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qchem.basis.layout import Basis
     from qchem.batches import Energies, energies
     from qchem.calculation import energy, energy_fn
-    from qchem.compilation import program
+    from qchem.compilation import platform, program, traced_for
     from qchem.devices import map_geometries, sum_geometries
     from qchem.energy_function import EnergyFunction, Relaxed
     from qchem.errors import ConvergenceError, InputError, NotEnoughMemoryError, QChemError
@@ -62,15 +62,17 @@ __all__ = [
     "load_functional",
     "map_geometries",
     "moments",
+    "platform",
     "program",
     "solve",
     "sum_geometries",
+    "traced_for",
 ]
 _MODULES = {
     "qchem.basis.layout": "Basis",
     "qchem.batches": "Energies energies",
     "qchem.calculation": "energy energy_fn",
-    "qchem.compilation": "program",
+    "qchem.compilation": "platform program traced_for",
     "qchem.devices": "map_geometries sum_geometries",
     "qchem.energy_function": "EnergyFunction Relaxed",
     "qchem.errors": "ConvergenceError InputError NotEnoughMemoryError QChemError",

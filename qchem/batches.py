@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from qchem.calculation import BasisLike, GridLike, nocc_of, padded_method, resolved_options
-from qchem.compilation import program
+from qchem.compilation import platform, program
 from qchem.dispersion import Dispersion
 from qchem.energy_function import check_precision
 from qchem.errors import InputError
 from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded, parted
+from qchem.precision import in_dtype
 from qchem.properties import gradient
 from qchem.scf.converge import check_solver, traced
 from qchem.scf.hamiltonian import Method, TwoElectron
@@ -144,7 +145,7 @@ class _Entry:
         nocc = nocc_of(molecule, unrestricted)
         check_occupation(nocc, padded.nao)
         method, dispersion = parted(padded.method)
-        method = jax.tree.map(np.asarray, method)
+        method = in_dtype(jax.tree.map(np.asarray, method), molecule.positions.dtype)
         arguments = method, padded.positions(molecule.positions), padded.occupied(nocc)
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
         form = jax.tree.structure(arguments), shapes
@@ -152,7 +153,7 @@ class _Entry:
 
     def check_memory(self, forces: bool, chunk: int) -> None:
         """Refuse what the memory will not hold."""
-        together = 1 if jax.default_backend() == "cpu" else chunk
+        together = 1 if platform() == "cpu" else chunk
         itemsize = self.molecule.positions.dtype.itemsize * together
         check_memory(self.padded.method, self.nocc, forces=forces, itemsize=itemsize)
 
@@ -186,5 +187,5 @@ def _batch(arguments, options, solver, forces):
         }
         return found | ({"gradient": gradient(method, positions, scf.factor)} if forces else {})
 
-    together = len(arguments[1]) if jax.default_backend() != "cpu" else None
+    together = len(arguments[1]) if platform() != "cpu" else None
     return jax.lax.map(one, arguments, batch_size=together)

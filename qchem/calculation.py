@@ -24,6 +24,7 @@ from qchem.grids import Grid
 from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded
+from qchem.precision import MIXED_TOLERANCES, Precision, check_mode
 from qchem.result import Result
 from qchem.scf.converge import check_solver, converge
 from qchem.scf.hamiltonian import Method, TwoElectron
@@ -53,6 +54,7 @@ def energy(
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
     forces: bool = False,
     mesh: Mesh | None = None,
+    precision: Precision = "double",
     **scf_options: Any,
 ) -> Result:
     """Converged energy of one molecule; forces follow from the result.
@@ -80,6 +82,8 @@ def energy(
         forces: The result will be asked for forces: where the memory would not hold their part of
             the calculation, that is said at the start.
         mesh: Devices that share grid and auxiliary functions, by one axis called "molecule".
+        precision: "mixed" has float32 where most of the time goes, for devices that are slow in
+            float64: energies within 1e-5 hartree, see docs/precision.md.
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
             for example; `tolerance` is its `residual_tolerance`.
 
@@ -92,7 +96,9 @@ def energy(
     """
     start = perf_counter()
     check_precision(molecule.positions)
-    padded = padded_method(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    check_mode(precision, molecule.positions.dtype)
+    names = molecule, basis, xc, two_electron, aux, grid, cartesian
+    padded = padded_method(*names, precision)
     if mesh_for(mesh, GEOMETRY):
         raise InputError(
             f"a mesh with the axis {GEOMETRY!r} shares the geometries of a batch: "
@@ -103,7 +109,7 @@ def energy(
     nocc = nocc_of(molecule, unrestricted)
     check_occupation(nocc, method.basis.nao)
     check_memory(method, nocc, forces=forces, itemsize=molecule.positions.dtype.itemsize)
-    options = resolved_options(scf_options)
+    options = resolved_options(scf_options, precision)
     check_solver(solver, options)
     first = _guess(guess, method)
     timings = {"plan": perf_counter() - start}
@@ -130,6 +136,7 @@ def energy(
         "solver": solver,
         "follow_instability": follow_instability,
         "field": None if field is None else np.asarray(field, dtype=float).tolist(),
+        "precision": precision,
         "stages": stages,
         **options,
     }
@@ -152,6 +159,7 @@ def energy_fn(
     guess: str | Result = "sap",
     solver: str = "diis",
     field: Sequence[float] | Float[Array | np.ndarray, " 3"] | None = None,
+    precision: Precision = "double",
     chunk: int = 1,
     mesh: Mesh | None = None,
     **scf_options: Any,
@@ -169,8 +177,8 @@ def energy_fn(
             one another.
         mesh: Devices that share the geometries of a batch, by an axis called "geometry", or grid
             and auxiliary functions of each, by an axis called "molecule".
-        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, **scf_options:
-            As in `energy`.
+        basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, precision,
+            **scf_options: As in `energy`.
     """
     apart = np.arange(len(numbers))[:, None] * np.array([[10.0, 0.0, 0.0]])
     molecule = Molecule.from_arrays(
@@ -178,9 +186,10 @@ def energy_fn(
     )
     if chunk < 1:
         raise InputError(f"chunk = {chunk} geometries; it must be 1 or more.")
-    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    check_mode(precision)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision)
     method = _in_field(_cached(_build, names), field).on(mesh)
-    options = resolved_options(scf_options)
+    options = resolved_options(scf_options, precision)
     check_solver(solver, options)
     if options.get("smearing"):
         raise InputError("energy_fn has no smearing; qchem.energy has.")
@@ -214,8 +223,8 @@ def nocc_of(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
     return molecule.nalpha, molecule.nbeta
 
 
-def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `qchem.scf.solve` under its own names.
+def resolved_options(options: dict[str, Any], precision: Precision = "double") -> dict[str, Any]:
+    """Options of `qchem.scf.solve` under its own names, with thresholds that the mode reaches.
 
     Raises:
         InputError: A name that it does not know.
@@ -228,7 +237,7 @@ def resolved_options(options: dict[str, Any]) -> dict[str, Any]:
             f"unknown option {', '.join(unknown)}; SCF options are tolerance, "
             f"{', '.join(sorted(known))}."
         )
-    return renamed
+    return (MIXED_TOLERANCES if precision == "mixed" else {}) | renamed
 
 
 def padded_method(
@@ -239,13 +248,14 @@ def padded_method(
     aux: BasisLike | None,
     grid: GridLike,
     cartesian: bool,
+    precision: Precision = "double",
 ) -> Padded:
     """What defines a calculation, at the size of its bucket; see `energy`."""
-    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian)
+    names = _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision)
     return _cached(_padded, names)
 
 
-def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):
+def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="double"):
     """What `_build` and `_padded` are called with."""
     if two_electron not in ("exact", "df"):
         raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
@@ -258,7 +268,8 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian):
     if isinstance(xc, str):
         xc = load_functional(xc) if xc.endswith(SUFFIX) else Functional.from_name(xc)
     charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
-    return molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
+    names = molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
+    return *names, precision
 
 
 def _cached(build, names):
@@ -292,7 +303,7 @@ def _thawed(value):
 
 
 @lru_cache(maxsize=32)
-def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
+def _build(numbers, basis, functional, aux, grid, cartesian, charge, precision) -> Method:
     """Everything that does not depend on positions, kept for the next geometry."""
     orbital = _basis(numbers, basis, not cartesian, auxiliary=False)
     auxiliary = None if aux is None else _basis(numbers, aux, orbital.spherical, auxiliary=True)
@@ -304,13 +315,14 @@ def _build(numbers, basis, functional, aux, grid, cartesian, charge) -> Method:
         points = Grid.from_numbers(numbers, sizes=grid)
     else:
         points = Grid.from_numbers(numbers, grid)
-    return Method.build(numbers, orbital, functional, aux=auxiliary, grid=points, charge=charge)
+    settings = {"aux": auxiliary, "grid": points, "charge": charge, "precision": precision}
+    return Method.build(numbers, orbital, functional, **settings)
 
 
 @lru_cache(maxsize=32)
 def _padded(*names) -> Padded:
     """The same, filled up; molecules whose shells or points have no name are as they are."""
-    _, basis, _, aux, grid, _, _ = names
+    _, basis, _, aux, grid, *_ = names
     method = _cached(_build, names)
     if any(isinstance(given, Basis | Grid) for given in (basis, aux, grid)):
         return Padded.unchanged(method)

@@ -105,7 +105,10 @@ def tiled_sum(
             value = total(*primals)
             return value, jnp.zeros_like(value)
         value, gradients = value_and_gradients(primals, perturbed)
-        tangent = sum(jnp.vdot(g, tangents[k]) for g, k in zip(gradients, perturbed, strict=True))
+        tangent = sum(
+            jnp.vdot(g, tangents[k], precision="highest")
+            for g, k in zip(gradients, perturbed, strict=True)
+        )
         return value, tangent.astype(value.dtype)
 
     total.defjvp(rule, symbolic_zeros=True)

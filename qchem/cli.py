@@ -51,6 +51,8 @@ class Energy:
     """Integration grid: a level from 0 to 9, or numbers of points such as 75,302."""
     two_electron: Literal["exact", "df"] = "exact"
     """Exact integrals, or density fitting."""
+    precision: Literal["double", "mixed"] = "double"
+    """"mixed" has float32 where most of the time goes: for devices slow in float64."""
     aux: str | None = None
     """Auxiliary basis set of density fitting; by default the one that suits the basis."""
     max_cycles: int | None = None
@@ -108,6 +110,7 @@ def _energy(options: Energy) -> int:
         "grid": _grid(options.grid),
         "two_electron": options.two_electron,
         "aux": options.aux,
+        "precision": options.precision,
     }
     for name in ("max_cycles", "tolerance"):
         if getattr(options, name) is not None:

@@ -2,7 +2,7 @@
 
 JAX's cache on disk spares XLA's part of a compilation. Tracing and lowering, which take as long as
 everything else of a short calculation, are spared by keeping the executable itself under a
-fingerprint of what the program is made from.
+fingerprint of what the program is made from. The platform that it is traced for is part of that.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,25 @@ from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
 QUICK = {"xla_cpu_use_fusion_emitters": False}
 FOLDER = "programs"  # within JAX's cache directory
 _UNUSED_DAYS = 30  # after which a program is removed
+_platform = jax.make_user_context(None)  # part of the key of JAX's caches: nothing stale is found
+
+
+def platform() -> str:
+    """What programs are traced for, "cpu", "gpu" or "tpu": loops, tiles and chunks differ."""
+    return _platform.value or jax.default_backend()
+
+
+@contextmanager
+def traced_for(name: str) -> Iterator[None]:
+    """Within, programs are traced for another platform than that of the default device.
+
+    For `jax.export`, which lowers for devices that are not at hand but leaves the tracing to us.
+
+    Args:
+        name: "cpu", "gpu" or "tpu"; "cuda" and "rocm", as `jax.export` says, are both "gpu".
+    """
+    with _platform("gpu" if name in ("cuda", "rocm") else name):
+        yield
 
 
 def program(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +73,8 @@ def program(function: Callable[..., Any]) -> Callable[..., Any]:
         arrays = [x for x in leaves if _is_array(x)]
         fixed = [_Abstract.of(x) if _is_array(x) else x for x in leaves]
         settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-        key = tree, tuple((type(x), x) for x in fixed), settings, jax.config.jax_default_device
+        place = platform(), jax.config.jax_default_device
+        key = tree, tuple((type(x), x) for x in fixed), settings, place
         with lock:
             executable = known.get(key)
             if executable is None:
@@ -164,8 +184,9 @@ def _path(function, tree, fixed) -> Path | None:
         (x.shape, str(x.dtype), x.weak_type, x.sharding) if isinstance(x, _Abstract) else ("", x)
         for x in fixed
     ]
+    options = sorted((_options() or {}).items())
     try:
-        digest = fingerprint(function, tree, shapes, sorted((_options() or {}).items()))
+        digest = fingerprint(function, tree, shapes, platform(), options)
     except NoFingerprint:
         return None
     return Path(folder, FOLDER, f"{callable_name(function)}-{digest}")

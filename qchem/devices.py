@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
+from qchem.compilation import platform
 from qchem.errors import InputError
 
 GEOMETRY, MOLECULE = "geometry", "molecule"
@@ -143,7 +144,7 @@ def map_geometries(
     """
 
     def local(shared, batched):
-        one_by_one = chunk == 1 or jax.default_backend() == "cpu"
+        one_by_one = chunk == 1 or platform() == "cpu"
         together = None if one_by_one else min(chunk, _count(batched))
         return jax.lax.map(lambda x: f(shared, *x), batched, batch_size=together)
 

@@ -79,7 +79,7 @@ class Dispersion(eqx.Module):
         @one.defjvp
         def first(primals, tangents):
             value, slope = both(*primals)
-            return value, jnp.vdot(slope, tangents[0])
+            return value, jnp.vdot(slope, tangents[0], precision="highest")
 
         return one(positions)
 

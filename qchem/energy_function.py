@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from qchem.devices import check_placement, map_geometries
 from qchem.errors import InputError
+from qchem.precision import check_mode, in_dtype
 from qchem.properties import dipole_moment
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
@@ -75,6 +77,8 @@ class EnergyFunction(eqx.Module):
             )
         check_precision(positions)
         check_placement(positions)
+        check_mode(self.method.precision, positions.dtype)
+        self = in_dtype(self, positions.dtype)
         variables, rest = eqx.partition((self, jnp.asarray(positions)), eqx.is_inexact_array)
         energy = jax.custom_jvp(_mapped(rest, self.mesh, self.chunk))
 
@@ -85,7 +89,8 @@ class EnergyFunction(eqx.Module):
             both.defjvp(_second)
             value, slopes = both(variables)
             changes = eqx.filter(changes, moving)
-            terms = jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, changes))
+            product = partial(jnp.vdot, precision="highest")
+            terms = jax.tree.leaves(jax.tree.map(product, slopes, changes))
             return value, sum(x.astype(value.dtype) for x in terms)
 
         energy.defjvp(first, symbolic_zeros=True)
@@ -93,7 +98,8 @@ class EnergyFunction(eqx.Module):
 
     def solve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> SCFResult:
         """Converged orbitals and all that belongs to them; constants for differentiation."""
-        return _solve(constant(self), jax.lax.stop_gradient(jnp.asarray(positions)))
+        positions = jax.lax.stop_gradient(jnp.asarray(positions))
+        return _solve(constant(in_dtype(self, positions.dtype)), positions)
 
     def relaxed(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Relaxed:
         """The converged state, with its first derivatives in everything.

@@ -323,8 +323,8 @@ def _cell_share_jvp(primals, tangents):
     pull = (1 - 2 * adjustment[:, :, None] * mu) * (
         lead[:, None, :] * _log_slope(1 - nu) - lead[None, :, :] * _log_slope(1 + nu)
     )
-    by_distance = jnp.einsum("ijp,ij->ip", pull, inverse_separation)
-    by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_separation_dot)
+    by_distance = jnp.einsum("ijp,ij->ip", pull, inverse_separation, precision="highest")
+    by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_separation_dot, precision="highest")
     change = jnp.sum(by_distance * distance_dot + by_separation * distance, axis=0)
     return share, share * change
 

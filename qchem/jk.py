@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from qchem.devices import ALONE, Share
@@ -33,8 +34,10 @@ from qchem.integrals.two_electron import (
     weighted_3c,
 )
 
+_WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
 _UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
 _SOLVED_BYTES = 1 << 26  # of three-index integrals that the metric meets at once
+_SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 _METRIC_SHIFT = 1e-8  # bohr^5 hartree, or rounding if more: see `_separated`
 
 
@@ -111,7 +114,7 @@ class PackedJK(AbstractJK):
         return unpack(bra_sum[i, j] + ket_sum, nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
-        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        dm = jnp.matmul(factor, jnp.swapaxes(factor, 1, 2), precision="highest")
         nao = factor.shape[1]
 
         def add(half, a):
@@ -158,7 +161,7 @@ class DirectJK(AbstractJK):
         return 0.5 * (gradient + gradient.T)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
-        dm = factor @ jnp.swapaxes(factor, 1, 2)
+        dm = jnp.matmul(factor, jnp.swapaxes(factor, 1, 2), precision="highest")
         gradient = jax.grad(lambda dm: coulomb_energy(self.pairs, dm, 0.0, 1.0))(dm)
         return -0.5 * (gradient + jnp.swapaxes(gradient, 1, 2))
 
@@ -192,6 +195,7 @@ class DensityFittedJK(AbstractJK):
         shells: tuple[SolidShells, ...] = (),
         share: Share = ALONE,
         reverse: bool = False,
+        dtype: DTypeLike | None = None,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
@@ -199,35 +203,63 @@ class DensityFittedJK(AbstractJK):
             shells: The auxiliary functions once more, where they are solid harmonics: faster.
             own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
+            dtype: As in `fit`.
         """
         integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
         ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own, shells), omega)
-        return tuple(cls.fit(*both, share) for both in ranges)
+        return tuple(cls.fit(*both, share, dtype=dtype) for both in ranges)
 
     @classmethod
     def fit(
-        cls, three: Float[Array, "npair own"], two: Float[Array, "naux naux"], share: Share = ALONE
+        cls,
+        three: Float[Array, "npair own"],
+        two: Float[Array, "naux naux"],
+        share: Share = ALONE,
+        *,
+        dtype: DTypeLike | None = None,
     ) -> DensityFittedJK:
-        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(_fitted(share, lower_factor(two), three))
+        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm.
+
+        Args:
+            dtype: That B is stored and multiplied in; the fit has that of the integrals.
+        """
+        fitted = _fitted(share, lower_factor(two), three)
+        return cls(fitted.astype(three.dtype if dtype is None else dtype))
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         nao = dm.shape[0]
         i, j = np.tril_indices(nao)
         density = dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
-        charge = jnp.dot(density, self.fitted, precision="highest")
-        return unpack(jnp.dot(self.fitted, charge, precision="highest"), nao)
+
+        def part(start, size):
+            columns = jax.lax.dynamic_slice_in_dim(self.fitted, start, size, 1).astype(dm.dtype)
+            charge = jnp.dot(density, columns, precision="highest")
+            return jnp.dot(columns, charge, precision="highest")
+
+        naux = self.fitted.shape[1]
+        if self.fitted.dtype == dm.dtype:
+            return unpack(part(0, naux), nao)
+        # Reading B takes the time, not multiplying: the product has the longer dtype, as the
+        # Coulomb energy is large.
+        size = max(1, min(naux, _WIDENED_BYTES // (dm.dtype.itemsize * density.size)))
+        starts = jnp.arange(0, naux - naux % size, size, dtype=jnp.int32)
+        rest = part(naux - naux % size, naux % size)
+        total, _ = jax.lax.scan(lambda total, n: (total + part(n, size), None), rest, starts)
+        return unpack(total, nao)
 
     def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
         nspin, nao, _ = factor.shape
+        short = factor.astype(self.fitted.dtype)
 
         def add(exchange, _, columns, fresh):
-            half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
+            half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
             counted = half * fresh[None, None, None]
-            return exchange + jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+            part = jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+            return exchange + part.astype(exchange.dtype)
 
         zero = jnp.zeros((nspin, nao, nao), factor.dtype)
-        return _over_columns(add, zero, self.fitted, nao)
+        most = None if short.dtype == factor.dtype else _SHORT_SUM
+        return _over_columns(add, zero, self.fitted, nao, most=most)
 
 
 def fitting_arrays(nao, naux, pairs, aux, own=(), shells=(), share=ALONE, reverse=False):
@@ -356,36 +388,40 @@ def fitted_energy(
     exchange: float | ExchangeWeights,
     own: tuple[Distribution, ...] = (),
     share: Share = ALONE,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
     The orbitals contract (ab|P) to the charge q_P of the density and to (ij|P) of their own
     products; the metric meets only these. The derivative contracts derivatives of (ab|P) and (P|Q)
     with their weights in the energy, tile by tile: none is ever stored.
+
+    Args:
+        dtype: Of products of (ab|P) with orbitals; by default that of the orbitals.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
-    return _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor)
+    return _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def _fitted_energy(naux, coulomb, exchange, share, pairs, aux, own, factor):
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor):
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = _separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
     return sum(
-        _Contracted.build(*both, factor, *weights, share).energy
+        _Contracted.build(*both, factor, *weights, share, dtype).energy
         for both, weights in zip(ranges, _weights(coulomb, exchange))
     )
 
 
 @_fitted_energy.defjvp
-def _fitted_energy_jvp(naux, coulomb, exchange, share, primals, tangents):
+def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
     *lists, factor = primals
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = _separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
     energies, of_factor, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
-        contracted = _Contracted.build(three, two, factor, *weights, share)
+        contracted = _Contracted.build(three, two, factor, *weights, share, dtype)
         energies.append(contracted.energy)
         of_three, of_orbitals = contracted.slopes(three, factor)
         of_factor.append(share.total(of_orbitals))
@@ -398,7 +434,7 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, primals, tangents):
         return _weighted_ranges(share, *lists, slopes, exchange.omega)
 
     tangent = jax.jvp(weighted, tuple(lists), tuple(tangents[:-1]))[1]
-    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[-1])
+    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
 
 
 def _weights(coulomb, exchange):
@@ -419,12 +455,14 @@ class _Contracted(eqx.Module):
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
     share: Share = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)  # of products with (ab|P)
 
     @classmethod
     def build(
-        cls, three, two, factor, coulomb: float, exchange: float, share: Share = ALONE
+        cls, three, two, factor, coulomb: float, exchange: float, share=ALONE, dtype=None
     ) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
+        dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
         nspin, nao, nocc = factor.shape
         own = three.shape[1]
         lower = lower_factor(two)
@@ -434,20 +472,22 @@ class _Contracted(eqx.Module):
         energy = 0.5 * coulomb * jnp.sum(charge**2)
         products = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
+            short = factor.astype(dtype)
 
             def add(products, start, columns, _):
-                half = jnp.einsum("bap,sbi->siap", columns, factor, precision="highest")
-                part = jnp.einsum("siap,saj->sijp", half, factor, precision="highest")
+                half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
+                part = jnp.einsum("siap,saj->sijp", half, short, precision="highest")
+                part = part.astype(products.dtype)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
-            products = _over_columns(add, products, three, nao)
+            products = _over_columns(add, products, three, nao, dtype)
             rows = share.to_rows(products.reshape(-1, own))
             rows = solved(lower, rows, transpose_a=True)
             energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
             rows = solved(lower, rows, transpose_a=False)
             products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
         charge = solved(lower, charge, transpose_a=False)[0]
-        return cls(energy, share.part(charge), products, coulomb, exchange, share)
+        return cls(energy, share.part(charge), products, coulomb, exchange, share, dtype)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
         """dE/d(P|Q)."""
@@ -469,33 +509,35 @@ class _Contracted(eqx.Module):
             return self.coulomb * density * self.charge[None], of_factor
         i, j = np.tril_indices(nao)
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
+        short = factor.astype(self.dtype)
 
         def exchanged(three, of_factor, start, columns, fresh):
             """Columns of (ab|P) give way to their slopes, but for those that are slopes already."""
             size = columns.shape[2]
             products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
-            products = products * fresh[None, None, None]
-            half = jnp.einsum("sai,sijp->sajp", factor, products, precision="highest")
+            products = products.astype(self.dtype) * fresh[None, None, None]
+            half = jnp.einsum("sai,sijp->sajp", short, products, precision="highest")
             part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
-            of_factor = of_factor - 2 * self.exchange * part
-            square = jnp.einsum("sajp,sbj->abp", half, factor, precision="highest")
+            of_factor = of_factor - 2 * self.exchange * part.astype(factor.dtype)
+            square = jnp.einsum("sajp,sbj->abp", half, short, precision="highest")
+            square = square.astype(factor.dtype)[i, j]
             charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
-            new = self.coulomb * density * charge[None] - self.exchange * twice * square[i, j]
+            new = self.coulomb * density * charge[None] - self.exchange * twice * square
             old = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
             new = jnp.where(fresh[None] > 0, new, old)
             return jax.lax.dynamic_update_slice_in_dim(three, new, start, 1), of_factor
 
-        return _replaced_columns(exchanged, three, of_factor, nao)
+        return _replaced_columns(exchanged, three, of_factor, nao, self.dtype)
 
 
 def _packed_density(factor):
     """The total density matrix, elements off the diagonal doubled, each once."""
     i, j = np.tril_indices(factor.shape[1])
-    dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
+    dm = jnp.einsum("sai,sbi->ab", factor, factor, precision="highest")
     return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
 
 
-def _over_columns(add, sums, three, nao):
+def _over_columns(add, sums, three, nao, dtype=None, most=None):
     """Goes through (ab|P) unpacked, some P at a time.
 
     Args:
@@ -503,44 +545,46 @@ def _over_columns(add, sums, three, nao):
         sums: What `add` changes.
         three: (ab|P), packed.
         nao: Number of AOs.
+        dtype: Of what is unpacked; by default that of `three`.
+        most: P at a time at most.
     """
 
     def step(sums, window):
         return add(sums, *window(three))
 
-    return _over_windows(step, sums, three, nao)
+    return _over_windows(step, sums, three, nao, dtype, most)
 
 
-def _replaced_columns(replace, three, sums, nao):
-    """The same where (ab|P) itself is changed, in its own memory.
+def _replaced_columns(replace, three, sums, nao, dtype):
+    """The same where (ab|P) itself is changed, in its own memory and dtype.
 
     Args:
         replace: Of (ab|P), the sums, and the rest as in `_over_columns`: both anew.
-        three, sums, nao: As there.
+        three, sums, nao, dtype: As there.
     """
 
     def step(both, window):
         three, sums = both
         return replace(three, sums, *window(three))
 
-    return _over_windows(step, (three, sums), three, nao)
+    return _over_windows(step, (three, sums), three, nao, dtype)
 
 
-def _over_windows(step, state, three, nao):
+def _over_windows(step, state, three, nao, dtype=None, most=None):
     """`step` of the state, and of what takes the next columns from (ab|P), one after another."""
-    naux, dtype = three.shape[1], three.dtype
+    naux, dtype = three.shape[1], jnp.dtype(three.dtype if dtype is None else dtype)
     ao = jnp.arange(nao)
     index = _packed(ao[:, None], ao[None])
-    size = max(1, min(naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
+    size = max(1, min(naux, most or naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
     if size == naux:
-        return step(state, lambda three: (0, three[index], jnp.ones(naux, dtype)))
+        return step(state, lambda three: (0, three.astype(dtype)[index], jnp.ones(naux, dtype)))
 
     @jax.checkpoint
     def body(state, first):
         start = jnp.minimum(first, naux - size)
 
         def window(three):
-            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)[index]
+            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1).astype(dtype)[index]
             fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(dtype)
             return start, columns, fresh
 

@@ -46,18 +46,21 @@ def _of_energy(method, nocc, itemsize):
     """Elements of the arrays of integrals and SCF."""
     nao, nspin = method.basis.nao, len(nocc)
     packed, nrange = npair(nao), 2 if method.functional.omega else 1
+    mixed = method.precision == "mixed"
     sizes = {"charge distributions": _distributions(method)}
     if method.two_electron == "df":
         naux = method.aux.nao
         stored = nrange * packed * naux
         if _has_exchange(method) or itemsize * stored <= method.stored_bytes:
             sizes["three-index integrals"] = stored
+        if mixed and _has_exchange(method):
+            sizes["float32 copies of them"] = stored // 2
         sizes["the metric"] = nrange * 3 * naux**2
     elif method.two_electron == "exact":
         sizes["four-index integrals"] = nrange * npair(packed)
         sizes["rows of them, unpacked"] = nao * packed + nao**3
     sizes["orbitals and their history"] = nspin * nao**2 * (3 * _HISTORY + 12) + 8 * nao**2
-    stored = _grid_values(method)
+    stored = _grid_values(method) // (2 if mixed else 1)
     if itemsize * stored <= method.stored_bytes:
         sizes["values on the grid"] = stored
     return sizes | {"a chunk of points": _chunk(method)}
@@ -99,7 +102,7 @@ def _grid_values(method):
 
 def _chunk(method):
     """Elements of distances, and of AO values and their products with a density matrix."""
-    return method.chunk * (
+    return method.npoint * (
         6 * len(method.numbers) ** 2 + 8 * _ncomponent(method) * method.basis.nao
     )
 

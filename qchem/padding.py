@@ -25,6 +25,7 @@ from qchem.dispersion import Dispersion
 from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
 from qchem.integrals.pairs import plan_pairs
 from qchem.integrals.solid import plan_solid
+from qchem.precision import in_dtype
 from qchem.properties import gradient
 from qchem.scf.hamiltonian import NONLOCAL_LEVEL, Hamiltonian, Method
 from qchem.scf.orbitals import Occupied
@@ -162,6 +163,8 @@ class Padded:
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
         """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's."""
         method, dispersion = parted(self.method)
+        positions = np.asarray(positions)
+        method = in_dtype(method, positions.dtype)
         hamiltonian, screened = _hamiltonian(method, self.positions(positions))
         if dispersion is not None:
             hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(jnp.asarray(positions)))
@@ -175,6 +178,7 @@ class Padded:
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
         method, dispersion = parted(self.method)
+        method = in_dtype(method, np.asarray(positions).dtype)
         norbital = orbitals.shape[2]
         ncolumn = self.columns(norbital)
         orbitals = self.orbitals(orbitals, ncolumn)

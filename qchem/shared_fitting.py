@@ -12,6 +12,7 @@ from __future__ import annotations
 import equinox as eqx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from qchem.devices import MOLECULE, Share, spread
@@ -35,13 +36,13 @@ class SharedFittedJK(AbstractJK):
         naux: int,
         omega: float,
         mesh: Mesh,
+        dtype: DTypeLike | None = None,
     ) -> tuple[SharedFittedJK, ...]:
         """As `DensityFittedJK.build_separated`, by the devices of a mesh."""
 
         def build(pairs, aux, own):
-            share = Share.of(mesh)
-            sizes = nao, naux, omega
-            return DensityFittedJK.build_separated(pairs, aux, *sizes, own=own, share=share)
+            how = {"own": own, "share": Share.of(mesh), "dtype": dtype}
+            return DensityFittedJK.build_separated(pairs, aux, nao, naux, omega, **how)
 
         building = spread(build, mesh, (P(), P(), P(MOLECULE)), P(None, MOLECULE))
         parts = building(pairs, aux, filled_lists(aux, mesh.size))
@@ -66,12 +67,13 @@ def shared_fitted_energy(
     coulomb: float,
     exchange: float | ExchangeWeights,
     mesh: Mesh,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, ""]:
     """`fitted_energy` by the devices of a mesh; so are its derivatives."""
 
     def energy(pairs, aux, own, factor):
         share = Share.of(mesh)
-        return fitted_energy(pairs, aux, factor, naux, coulomb, exchange, own, share)
+        return fitted_energy(pairs, aux, factor, naux, coulomb, exchange, own, share, dtype)
 
     spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P()), P())
     return spreading(pairs, aux, filled_lists(aux, mesh.size), factor)

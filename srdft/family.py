@@ -242,7 +242,7 @@ def map_geometries(
             threads work on one, and batched LAPACK calls could wait for each other for ever
             (jaxlib 0.10).
     """
-    together = 0 if jax.default_backend() == "cpu" else min(chunk, positions.shape[0])
+    together = 0 if qchem.platform() == "cpu" else min(chunk, positions.shape[0])
     return jax.lax.map(function, positions, batch_size=together if together > 1 else None)
 
 

@@ -118,7 +118,7 @@ def test_text_goes_to_stderr(capsys):
 
 def test_flags_reach_the_calculation(capsys, calls):
     flags = "--basis cc-pvdz --xc pbe --charge -1 --multiplicity 2 --cartesian --two-electron df"
-    more = "--aux cc-pvtz-jkfit --grid 75,302 --max-cycles 7 --tolerance 1e-6"
+    more = "--aux cc-pvtz-jkfit --grid 75,302 --max-cycles 7 --tolerance 1e-6 --precision mixed"
     assert run(capsys, WATER, *flags.split(), *more.split())[0] == 0
     [(mol, settings)] = calls
     assert (mol.charge, mol.multiplicity, mol.nelectron) == (-1, 2, 11)
@@ -132,6 +132,7 @@ def test_flags_reach_the_calculation(capsys, calls):
         "grid": (75, 302),
         "max_cycles": 7,
         "tolerance": 1e-6,
+        "precision": "mixed",
     }
 
 
@@ -147,6 +148,7 @@ def test_defaults(capsys, calls):
         "two_electron": "exact",
         "aux": None,
         "grid": 3,
+        "precision": "double",
     }
     assert_allclose(mol.positions[1, 1], 0.763239 / 0.529177210903)
 

@@ -1,11 +1,13 @@
 """Values and derivatives of the AOs at points in space."""
 
 from functools import partial
+from math import gamma
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from qchem.basis.layout import Basis, ShellBatch
@@ -53,44 +55,50 @@ def evaluate_columns(
     positions: Float[Array | np.ndarray, "natom 3"],
     points: Float[Array | np.ndarray, "npoint 3"],
     derivative: int = 0,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "nao npoint"], ...]:
     """The components of `evaluate_ao` as they are cheapest to make and to use.
 
     Points follow one another in memory, AOs are in the order of `ao_of_column`, and components are
-    separate arrays: to pick one of a stack costs a copy of the whole in reverse mode.
+    separate arrays: to pick one of a stack costs a copy of the whole in reverse mode. They may have
+    a shorter `dtype` than the positions: distances are taken first, then rounded.
     """
     if derivative not in (0, 1, 2):
         raise ValueError(f"derivatives of AOs have order 0, 1 or 2 here, not {derivative!r}.")
     positions = jnp.asarray(positions)
-    return _columns(basis, positions, jnp.asarray(points, positions.dtype), derivative)
+    dtype = positions.dtype if dtype is None else jnp.dtype(dtype)
+    return _columns(basis, positions, jnp.asarray(points, positions.dtype), derivative, dtype)
 
 
-def _evaluate(basis: Basis, positions: Array, points: Array, derivative: int) -> tuple[Array, ...]:
-    r = points.T[None] - positions[:, :, None]
-    batches = zip(basis.batches, _radial(basis, r, derivative), strict=True)
+def _evaluate(
+    basis: Basis, positions: Array, points: Array, derivative: int, dtype: jnp.dtype
+) -> tuple[Array, ...]:
+    r = (points.T[None] - positions[:, :, None]).astype(dtype)
+    scales = [batch.coefficients(positions.dtype).astype(dtype) for batch in basis.batches]
+    batches = zip(basis.batches, _radial(basis, scales, r, derivative), strict=True)
     blocks = [_batch_ao(b, basis.spherical, r[b.atom], radial) for b, radial in batches]
     return tuple(jnp.concatenate(columns) for columns in zip(*blocks, strict=True))
 
 
-_columns = jax.custom_jvp(_evaluate, nondiff_argnums=(3,))
+_columns = jax.custom_jvp(_evaluate, nondiff_argnums=(3, 4))
 
 
 @partial(_columns.defjvp, symbolic_zeros=True)
-def _columns_jvp(derivative, primals, tangents):
+def _columns_jvp(derivative, dtype, primals, tangents):
     basis, positions, points = primals
     basis_dot, positions_dot, points_dot = tangents
     if derivative == 2:  # third derivatives are not written down
-        return _plain_jvp(primals, tangents, derivative)
+        return _plain_jvp(primals, tangents, derivative, dtype)
     change = []
     if any(not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(basis_dot)):
         still = (basis_dot, *map(_zero, (positions, points)))
-        values, tangent = _plain_jvp(primals, still, derivative)
+        values, tangent = _plain_jvp(primals, still, derivative, dtype)
         change.append(tangent)
     if not all(isinstance(dot, SymbolicZero) for dot in (positions_dot, points_dot)):
-        higher = _columns(basis, positions, points, derivative + 1)
+        higher = _columns(basis, positions, points, derivative + 1, dtype)
         values = higher[: _NCOMPONENT[derivative]]
         # A product, not an index: its transpose is a product too.
-        atom = jax.nn.one_hot(_atom_of_column(basis), len(positions), dtype=positions.dtype)
+        atom = jax.nn.one_hot(_atom_of_column(basis), len(positions), dtype=dtype)
         shift = []
         for axis in range(3):
             x = jnp.zeros((len(positions), len(points)), positions.dtype)
@@ -98,13 +106,13 @@ def _columns_jvp(derivative, primals, tangents):
                 x = x + points_dot[None, :, axis]
             if not isinstance(positions_dot, SymbolicZero):
                 x = x - positions_dot[:, axis, None]
-            shift.append(jnp.dot(atom, x, precision="highest"))
+            shift.append(jnp.dot(atom, x.astype(dtype), precision="highest"))
         raised = _RAISED[: len(values)].tolist()
         change.append([sum(higher[k] * x for k, x in zip(row, shift)) for row in raised])
     return values, tuple(sum(terms[1:], terms[0]) for terms in zip(*change))
 
 
-def _plain_jvp(primals, tangents, derivative):
+def _plain_jvp(primals, tangents, derivative, dtype):
     """Forward derivative of the formulas as they stand, with respect to whatever moves."""
     leaves, tree = jax.tree.flatten(primals)
     dots = jax.tree.leaves(tangents)
@@ -114,7 +122,7 @@ def _plain_jvp(primals, tangents, derivative):
         new = list(leaves)
         for n, leaf in zip(moving, moved, strict=True):
             new[n] = leaf
-        return _evaluate(*jax.tree.unflatten(tree, new), derivative)
+        return _evaluate(*jax.tree.unflatten(tree, new), derivative, dtype)
 
     return jax.jvp(of_moving, [leaves[n] for n in moving], [dots[n] for n in moving])
 
@@ -123,7 +131,7 @@ def _zero(x: Array) -> SymbolicZero:
     return SymbolicZero(jax.typeof(x))
 
 
-def _radial(basis: Basis, r: Array, derivative: int) -> list[Array]:
+def _radial(basis: Basis, scales: list[Array], r: Array, derivative: int) -> list[Array]:
     """R, R1 and R2 of the shells of each batch: order, shell, point."""
     dtype = r.dtype
     natom = r.shape[0]
@@ -139,9 +147,10 @@ def _radial(basis: Basis, r: Array, derivative: int) -> list[Array]:
     factor = -jnp.concatenate([x.reshape(-1, natom) for x in rows])
     gaussians = jnp.exp(jnp.dot(factor, r2, precision="highest"))
     found = []
-    for batch, g in zip(basis.batches, jnp.split(gaussians, np.cumsum(sizes)[:-1]), strict=True):
+    parts = jnp.split(gaussians, np.cumsum(sizes)[:-1])
+    for batch, scale, g in zip(basis.batches, scales, parts, strict=True):
         exponents = jnp.asarray(batch.exponents, dtype)
-        orders = [batch.coefficients(dtype)]
+        orders = [scale]
         for _ in range(derivative):
             orders.append(-2 * exponents * orders[-1])
         g = g.reshape(*batch.exponents.shape, -1)
@@ -218,6 +227,34 @@ def _gradient_matrix(l: int, axis: int) -> np.ndarray:
 
 def _column_of_power(l: int) -> dict[tuple[int, ...], int]:
     return {tuple(power): c for c, power in enumerate(cartesian_powers(l).tolist())}
+
+
+def rounding_of_columns(
+    basis: Basis, dtype: DTypeLike, short: DTypeLike
+) -> Float[Array, "{basis.nao}"]:
+    """What columns evaluated in a shorter dtype are to be multiplied by to be normalized again.
+
+    Exponents, coefficients and the constants of polynomials are the same at all points: rounded,
+    they make the density too large or too small everywhere, by up to 1e-7 in float32. The norm of
+    the rounded functions is known: ∫ r^(2l+2) exp(-(a + b) r²) dr = Γ(l+3/2) / (2 (a + b)^(l+3/2)).
+
+    Args:
+        dtype: Of the result.
+        short: Of the columns.
+    """
+    factors = []
+    for batch in basis.batches:
+        a = jnp.asarray(batch.exponents, dtype).astype(short).astype(dtype)
+        c = batch.coefficients(dtype).astype(short).astype(dtype)
+        power = batch.l + 1.5
+        products = gamma(power) / 2 / (a[:, :, None] + a[:, None, :]) ** power
+        norm2 = jnp.einsum("np,npq,nq->n", c, products, c, precision="highest")
+        radial = 1 / jnp.sqrt(jnp.where(norm2 > 0, norm2, 1))
+        exact = angular_matrix(batch.l, basis.spherical)
+        rounded = exact.astype(short).astype(exact.dtype)
+        angular = np.sum(exact * rounded, axis=1) / np.sum(rounded**2, axis=1)
+        factors.append((radial[:, None] * jnp.asarray(angular, dtype)[None]).reshape(-1))
+    return jnp.concatenate(factors)
 
 
 def ao_of_column(basis: Basis) -> Int[Array | np.ndarray, "nao"]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from qchem.compilation import platform
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
 from qchem.integrals.pairs import Distribution, hermite_sign
 
@@ -89,7 +90,7 @@ def _separated(order, width, center, ket_width, ket_center):
         return r.reshape(*shape)
 
     shape = *width.shape, nhermite(order), ket_width.size
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return every()
     # What a branch returns stands in memory. Else XLA makes R anew wherever a row of it is taken,
     # one element after another. Widths are never negative.
@@ -145,7 +146,7 @@ def _signed(ket, ket_side):
 def _weighted(sides, width, center, bra, ket_width, ket_center, ket, weight):
     """sum of weight (f|g): what energies need. Its derivative needs no integral derivatives."""
     arrays = (width, center, bra, ket_width, ket_center, ket)
-    return jnp.vdot(weight, _interaction(sides, *arrays))
+    return jnp.vdot(weight, _interaction(sides, *arrays), precision="highest")
 
 
 def _weighted_jvp(sides, primals, tangents):
@@ -159,17 +160,17 @@ def _weighted_jvp(sides, primals, tangents):
     tangent = jnp.zeros((), bra.dtype)
     if not isinstance(dweight, SymbolicZero):
         integrals = _contract(r, *sides, bra, ket)
-        value = jnp.vdot(weight, integrals)
-        tangent = tangent + jnp.vdot(integrals, dweight)
+        value = jnp.vdot(weight, integrals, precision="highest")
+        tangent = tangent + jnp.vdot(integrals, dweight, precision="highest")
     if dket is not None:
         slope = _ket_slope(r, sides[0], ket_side, bra, weight, ket.shape[2])
-        tangent = tangent + jnp.vdot(slope, _signed(dket, ket_side))
+        tangent = tangent + jnp.vdot(slope, _signed(dket, ket_side), precision="highest")
     if dbra is not None or value is None:
         slope = _bra_slope(r, bra_side, sides[1], ket, weight)
         if dbra is not None:
-            tangent = tangent + jnp.vdot(slope, dbra)
+            tangent = tangent + jnp.vdot(slope, dbra, precision="highest")
         if value is None:
-            value = jnp.vdot(slope[..., : bra.shape[-1]], bra)
+            value = jnp.vdot(slope[..., : bra.shape[-1]], bra, precision="highest")
     return value, tangent
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qchem.chunking import chunked_sum, tiled_sum
+from qchem.compilation import platform
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm
@@ -21,7 +22,7 @@ _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once
 
 def tile_bytes() -> int:
     """Memory of the R that are held at once."""
-    return _TILE_BYTES.get(jax.default_backend(), 1 << 25)
+    return _TILE_BYTES.get(platform(), 1 << 25)
 
 
 def _tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:

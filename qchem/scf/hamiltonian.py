@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.compilation import platform
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.devices import MOLECULE, mesh_for
 from qchem.dispersion import Dispersion
@@ -39,6 +40,7 @@ from qchem.jk import (
     exact_energy,
     fitted_energy,
 )
+from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
 from qchem.shared_fitting import SharedFittedJK, shared_fitted_energy
@@ -52,6 +54,9 @@ TwoElectron = Literal["exact", "df"]
 _CHUNK = {"cpu": 1024, "other": 4096}  # grid points: on a CPU what its caches hold
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
+
+
+_product = partial(jnp.matmul, precision="highest")
 
 
 class Hamiltonian(eqx.Module):
@@ -124,8 +129,8 @@ class Hamiltonian(eqx.Module):
         fock = jnp.broadcast_to((self.hcore + coulomb)[None], dm.shape)
         energies = {
             "nuclear": self.nuclear_repulsion,
-            "one_electron": jnp.vdot(self.hcore, density),
-            "coulomb": 0.5 * jnp.vdot(coulomb, density),
+            "one_electron": jnp.vdot(self.hcore, density, precision="highest"),
+            "coulomb": 0.5 * jnp.vdot(coulomb, density, precision="highest"),
             "exchange": jnp.zeros_like(self.nuclear_repulsion),
             "xc": jnp.zeros_like(self.nuclear_repulsion),
         }
@@ -133,7 +138,7 @@ class Hamiltonian(eqx.Module):
             energies["dispersion"] = self.dispersion
         exchange = self.exchange(factor)
         if exchange is not None:
-            energies["exchange"] = -0.5 * jnp.vdot(exchange, dm)
+            energies["exchange"] = -0.5 * jnp.vdot(exchange, dm, precision="highest")
             fock = fock - exchange
         return energies, fock
 
@@ -157,8 +162,9 @@ class Method(eqx.Module):
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     dispersion: Dispersion | None
     two_electron: Literal["exact", "direct", "df"] = eqx.field(static=True)
-    chunk: int = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
     stored_bytes: int = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True, default="double")
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @classmethod
@@ -175,6 +181,7 @@ class Method(eqx.Module):
         charge: int = 0,
         chunk: int | None = None,
         stored_bytes: int = STORED_BYTES,
+        precision: Precision = "double",
     ) -> Method:
         """Plans the integrals.
 
@@ -191,6 +198,8 @@ class Method(eqx.Module):
             chunk: Grid points held at once; by default what suits the device.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
                 where either takes no more than this; else they are made again in each.
+            precision: "mixed" keeps fitted integrals and AO values, and multiplies both, in
+                float32, for positions in float64; see docs/precision.md.
         """
         if not functional.nonlocal_correlation:
             nonlocal_grid = None
@@ -214,8 +223,9 @@ class Method(eqx.Module):
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
             two_electron="df" if aux is not None else exact,
-            chunk=chunk or _CHUNK.get(jax.default_backend(), _CHUNK["other"]),
+            chunk=chunk,
             stored_bytes=stored_bytes,
+            precision=precision,
         )
 
     def on(self, mesh: Mesh | None) -> Method:
@@ -241,6 +251,7 @@ class Method(eqx.Module):
             reverse: For a few Fock matrices, made by `Hamiltonian.fock`, that are differentiated in
                 reverse mode alone, if at all: AO values are not stored, and derivatives cost less.
         """
+        self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
@@ -251,7 +262,7 @@ class Method(eqx.Module):
         dipole = packed_dipole(pairs, size)
         hcore = kinetic + attraction
         if self.field is not None:
-            field = jnp.asarray(self.field, positions.dtype) @ dipole
+            field = _product(jnp.asarray(self.field, positions.dtype), dipole)
             hcore, screened = hcore + field, screened + field
         matrices = jnp.stack([overlap, kinetic, hcore, kinetic + screened, *dipole])
         overlap, kinetic, hcore, guess, *dipole = unpack(matrices, self.basis.nao)
@@ -282,6 +293,7 @@ class Method(eqx.Module):
         orbitals held, is the whole gradient of a converged energy: see `reorthonormalize`. Memory
         stays that of a tile, a chunk of points, or the three-index integrals.
         """
+        self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
@@ -292,11 +304,13 @@ class Method(eqx.Module):
             factor = factor * jnp.sqrt(occupation)[:, None, :]
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
-        energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density)
+        energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
         energy = energy + potential_energy(pairs, self._nuclei(positions), density)
         if self.field is not None:
-            field = jnp.asarray(self.field, positions.dtype) @ packed_dipole(pairs, size)
-            energy = energy + jnp.vdot(unpack(field[None], self.basis.nao)[0], density)
+            field = _product(jnp.asarray(self.field, positions.dtype), packed_dipole(pairs, size))
+            energy = energy + jnp.vdot(
+                unpack(field[None], self.basis.nao)[0], density, precision="highest"
+            )
         if self.dispersion is not None:
             energy = energy + self.dispersion.energy(positions)
         weights = self._exchange_weights(0.5 * dm.shape[0])
@@ -304,15 +318,25 @@ class Method(eqx.Module):
             aux = auxiliary_distributions(self.aux, positions)
             fitting = pairs, aux, factor, self.aux.nao, 1.0, weights
             if self.mesh is not None:
-                energy = energy + shared_fitted_energy(*fitting, self.mesh)
+                energy = energy + shared_fitted_energy(*fitting, self.mesh, dtype=self._short)
             elif weights.full or weights.attenuated:
-                energy = energy + fitted_energy(*fitting)
+                energy = energy + fitted_energy(*fitting, dtype=self._short)
             else:
                 energy = energy + fitted_coulomb_energy(pairs, aux, density)
         else:
             energy = energy + exact_energy(pairs, dm, weights)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy(dm)
+
+    @property
+    def npoint(self) -> int:
+        """Grid points held at once."""
+        return self.chunk or _CHUNK.get(platform(), _CHUNK["other"])
+
+    @property
+    def _short(self):
+        """What costs most has this dtype; None for that of the positions."""
+        return jnp.float32 if self.precision == "mixed" else None
 
     def _exchange_weights(self, scale):
         xc = self.functional
@@ -332,11 +356,11 @@ class Method(eqx.Module):
                 storage = {"stored_bytes": self.stored_bytes, "shells": shells, "reverse": reverse}
                 jks = (FittedCoulomb.build(pairs, aux, *sizes[:2], **storage),)
             elif self.mesh is None:
-                jks = DensityFittedJK.build_separated(
-                    pairs, aux, *sizes, shells=shells, reverse=reverse
-                )
+                how = {"shells": shells, "reverse": reverse, "dtype": self._short}
+                jks = DensityFittedJK.build_separated(pairs, aux, *sizes, **how)
             else:
-                jks = SharedFittedJK.build_separated(pairs, aux, *sizes, self.mesh)
+                sharing = self.mesh, self._short
+                jks = SharedFittedJK.build_separated(pairs, aux, *sizes, *sharing)
         elif weights.omega == 0:
             exact = self.two_electron == "exact"
             jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
@@ -354,7 +378,8 @@ class Method(eqx.Module):
         energy = nuclear_repulsion(charges, positions)
         if self.field is None:
             return energy
-        return energy - jnp.asarray(self.field, positions.dtype) @ (charges @ positions)
+        field = jnp.asarray(self.field, positions.dtype)
+        return energy - _product(field, _product(charges, positions))
 
     def _nuclei(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)[:, None]
@@ -363,12 +388,17 @@ class Method(eqx.Module):
     def _xc(self, positions, stored_bytes=0):
         parts = []
         if self.grid is not None:
-            where = {"chunk": self.chunk, "storage_bytes": stored_bytes, "mesh": self.mesh}
-            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **where))
+            how = {
+                "chunk": self.npoint,
+                "storage_bytes": stored_bytes,
+                "ao_dtype": self._short,
+                "mesh": self.mesh,
+            }
+            parts.append(GridXC(self.functional, self.basis, self.grid, positions, **how))
         if self.nonlocal_grid is not None:
             terms = self.functional.nonlocal_correlation
             place = self.basis, self.nonlocal_grid, positions
-            parts.append(NonlocalCorrelation(terms, *place, chunk=self.chunk))
+            parts.append(NonlocalCorrelation(terms, *place, chunk=self.npoint))
         return SummedXC(tuple(parts)) if len(parts) > 1 else (*parts, None)[0]
 
 

@@ -135,7 +135,7 @@ def orbital_factor(
 
 def density_matrix(factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
     """Density matrix of each spin channel, occupation included."""
-    return factor @ jnp.swapaxes(factor, -1, -2)
+    return jnp.matmul(factor, jnp.swapaxes(factor, -1, -2), precision="highest")
 
 
 def canonicalize(
@@ -186,7 +186,8 @@ def reorthonormalize(
     """
     orbitals, overlap = jnp.asarray(orbitals), jnp.asarray(overlap)
     empty = jnp.all(orbitals == 0, axis=1).astype(overlap.dtype)
-    metric = jnp.swapaxes(orbitals, 1, 2) @ overlap @ orbitals + jax.vmap(jnp.diag)(empty)
+    metric = jnp.einsum("sai,ab,sbj->sij", orbitals, overlap, orbitals, precision="highest")
+    metric = metric + jax.vmap(jnp.diag)(empty)
     lower = jnp.linalg.cholesky(metric)
     transposed = jax.lax.linalg.triangular_solve(
         lower, jnp.swapaxes(orbitals, 1, 2), left_side=True, lower=True

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from qchem.precision import full_products
 from qchem.scf.orbitals import Nocc, orbital_factor, reorthonormalize
 from qchem.scf.rotations import Expansion
 from qchem.scf.solve import SCFResult, SelfConsistent
@@ -15,6 +16,7 @@ TOLERANCE = 1e-10  # of the linear equations, relative
 _SMALLEST_GAP = 0.1  # hartree; smaller orbital energy differences precondition like this one
 
 
+@full_products
 def relaxed_factor(
     hamiltonian: SelfConsistent,
     scf: SCFResult,

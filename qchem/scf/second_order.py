@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qchem.errors import InputError
+from qchem.precision import full_products
 from qchem.scf.orbitals import (
     Nocc,
     canonicalize,
@@ -42,6 +43,7 @@ class _State(eqx.Module):
     residuals: Float[Array, " max_cycles"]
 
 
+@full_products
 def second_order(
     hamiltonian: SelfConsistent,
     start: SCFResult,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from qchem.errors import ConvergenceError, InputError
+from qchem.precision import full_products
 from qchem.scf.extrapolation import NEAR, History, extrapolate
 from qchem.scf.occupation import entropy, fermi_occupation
 from qchem.scf.orbitals import (
@@ -118,6 +119,7 @@ class _State(eqx.Module):
     residuals: Float[Array, " max_cycles"]
 
 
+@full_products
 def solve(
     hamiltonian: SelfConsistent,
     nocc: Nocc,

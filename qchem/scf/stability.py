@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from qchem.precision import full_products
 from qchem.scf.orbitals import Nocc, Occupied, density_matrix, orbital_factor
 from qchem.scf.rotations import Expansion
 from qchem.scf.solve import SCFResult, SelfConsistent
@@ -41,6 +42,7 @@ class _Subspace(eqx.Module):
     exhausted: Bool[Array, ""]
 
 
+@full_products
 def lowest_curvature(
     hamiltonian: SelfConsistent,
     scf: SCFResult,
@@ -138,6 +140,7 @@ def _twice(nocc):
     return nocc * 2
 
 
+@full_products
 def displaced(
     hamiltonian: SelfConsistent,
     scf: SCFResult,

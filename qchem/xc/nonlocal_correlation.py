@@ -129,7 +129,9 @@ def vv10_energy(
 @jax.custom_jvp
 def _pair_energy(charge, gap, kappa, points):
     """1/2 sum_gh q_g q_h Phi_gh."""
-    return 0.5 * jnp.vdot(charge, _row_sums(False, charge, gap, kappa, points)[0])
+    return 0.5 * jnp.vdot(
+        charge, _row_sums(False, charge, gap, kappa, points)[0], precision="highest"
+    )
 
 
 def _pair_energy_jvp(primals, tangents):
@@ -139,11 +141,11 @@ def _pair_energy_jvp(primals, tangents):
     potential, by_gap, by_kappa, *pull = _row_sums(moved, *primals)
     slopes = [potential, charge * by_gap, charge * by_kappa]
     slopes += [charge[None] * jnp.stack(pull)] if moved else []
-    value = 0.5 * jnp.vdot(charge, potential)
+    value = 0.5 * jnp.vdot(charge, potential, precision="highest")
     tangent = jnp.zeros_like(value)
     for slope, t in zip(slopes, tangents, strict=False):
         if not isinstance(t, SymbolicZero):
-            tangent = tangent + jnp.vdot(slope, t)
+            tangent = tangent + jnp.vdot(slope, t, precision="highest")
     return value, tangent
 
 

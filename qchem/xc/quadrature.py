@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import ao_of_column, evaluate_columns
+from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
 from qchem.devices import ALONE, MOLECULE, Share, spread
@@ -30,6 +31,8 @@ class GridXC(eqx.Module):
         adjustment: The grid's a_ij.
         positions: Nuclei, bohr. Grid points, Becke weights and AOs all follow them.
         ao: Stored AO values of all chunks; None if each use computes them anew.
+        ao_dtype: Of AO values and their products; functionals, weights and sums have that of the
+            positions.
         weights: Integration weights of all chunks, bohr³; None likewise.
         mesh: Devices that share the chunks; only energies and matrices meet.
     """
@@ -41,6 +44,7 @@ class GridXC(eqx.Module):
     positions: Float[Array | np.ndarray, "natom 3"]
     ao: tuple[Float[Array, "nchunk nao chunk"], ...] | None
     weights: Float[Array, "nchunk chunk"] | None
+    ao_dtype: jnp.dtype = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(
@@ -52,6 +56,7 @@ class GridXC(eqx.Module):
         *,
         chunk: int = 1024,
         storage_bytes: int = 0,
+        ao_dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
     ):
         """Integrator at `positions`.
@@ -61,6 +66,7 @@ class GridXC(eqx.Module):
             storage_bytes: AO values are stored if all of a device fit. That spares most of the
                 time of repeated use at one geometry. Derivatives in positions are the same either
                 way, but with stored values they take several times that memory.
+            ao_dtype: By default that of the positions.
             mesh: Devices that share the points, along an axis called "molecule".
         """
         self.functional = functional
@@ -70,10 +76,11 @@ class GridXC(eqx.Module):
         self.points = grid.chunks(chunk + chunk % 2, ndevice)  # halved in `_in_own_loop`
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
+        self.ao_dtype = jnp.dtype(self.positions.dtype if ao_dtype is None else ao_dtype)
         self.ao = self.weights = None
         ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
         nvalue = self.points.quadrature.size * ncomponent * basis.nao
-        fits = nvalue // ndevice * self.positions.dtype.itemsize <= storage_bytes
+        fits = nvalue // ndevice * self.ao_dtype.itemsize <= storage_bytes
         if fits and functional.ingredients != "none":
             placement = (self.positions, basis, self.adjustment)
             self.ao, self.weights = self._spread(
@@ -95,7 +102,11 @@ class GridXC(eqx.Module):
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
-            return jnp.vdot(weights, _in_own_loop(functional.energy_density, rho, sigma, tau))
+            return jnp.vdot(
+                weights,
+                _in_own_loop(functional.energy_density, rho, sigma, tau),
+                precision="highest",
+            )
 
         return self._integrate(term, dm)
 
@@ -110,7 +121,7 @@ class GridXC(eqx.Module):
 
         def term(_, dm, ao, weights):
             rho, _ = density_and_gradient(dm, ao[:1])
-            return jnp.vdot(weights, jnp.sum(rho, axis=0))
+            return jnp.vdot(weights, jnp.sum(rho, axis=0), precision="highest")
 
         return self._integrate(term, dm)
 
@@ -118,6 +129,9 @@ class GridXC(eqx.Module):
         order = ao_of_column(self.basis)
         dm = dm[:, order[:, None], order[None, :]]
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
+        if self.ao_dtype != dm.dtype:
+            scale = rounding_of_columns(self.basis, dm.dtype, self.ao_dtype)
+            dm = dm * scale[:, None] * scale[None, :]
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
@@ -151,7 +165,7 @@ class GridXC(eqx.Module):
         positions, basis, adjustment = placement
         points, weights = Grid(part, adjustment).place(positions)
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
-        return evaluate_columns(basis, positions, points, derivative), weights
+        return evaluate_columns(basis, positions, points, derivative, self.ao_dtype), weights
 
 
 @eqx.filter_custom_vjp
@@ -184,12 +198,12 @@ def _xc_potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
 def density_and_gradient(
     dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
-    """rho and, where AO gradients are given, sigma, as functionals take them."""
-    half = [jnp.dot(d, ao[0], precision="highest") for d in dm]
-    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half])
+    """rho and, where AO gradients are given, sigma, as functionals take them; dtype of `dm`."""
+    half = [jnp.dot(d.astype(ao[0].dtype), ao[0], precision="highest") for d in dm]
+    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dm.dtype)
     if len(ao) == 1:
         return rho, None
-    gradient = [[2 * _sum_of_products(x, h) for x in ao[1:]] for h in half]
+    gradient = [[2 * _sum_of_products(x, h).astype(dm.dtype) for x in ao[1:]] for h in half]
     pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
     sigma = [sum(a * b for a, b in zip(gradient[i], gradient[j])) for i, j in pairs]
     return rho, jnp.stack(sigma)
@@ -201,9 +215,10 @@ def kinetic_energy_density(
     """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
     taus = []
     for d in dm:
+        d = d.astype(ao[0].dtype)
         terms = [_sum_of_products(x, jnp.dot(d, x, precision="highest")) for x in ao[1:]]
         taus.append(sum(terms) / 2)
-    return jnp.stack(taus)
+    return jnp.stack(taus).astype(dm.dtype)
 
 
 def _sum_of_products(a, b):
