@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from numpy.testing import assert_allclose
 
-from qchem.compilation import FOLDER, program, remove_unused
+from qchem.compilation import FOLDER, program, remove_unused, traced_for
 from qchem.fingerprint import NoFingerprint, fingerprint
 from qchem.scf.orbitals import canonical_orthogonalizer
 from qchem.xc.functional import Functional
@@ -63,6 +63,15 @@ def test_shapes_dtypes_and_static_arguments_tell_programs_apart(cache):
     ):
         run(*arguments)
         assert len(kept(cache)) == n
+
+
+def test_the_platform_that_it_is_traced_for_tells_programs_apart(cache):
+    run = program(canonical_orthogonalizer)
+    run(OVERLAP)
+    for known in (run, program(canonical_orthogonalizer)):  # in memory, and on disk alone
+        with traced_for("cuda"), oracle.compilations() as compiled:
+            known(OVERLAP)
+        assert compiled
 
 
 def test_a_truncated_file_is_made_anew(cache):

@@ -1,5 +1,7 @@
 """The main programs lower for accelerators that are not at hand."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from srdft.optimizers import FirstOrder
 from srdft.orbitals import occupied_orbitals, orbitals
 from srdft.potential import TotalDrift
 from srdft.sampler import Sampler
-from srdft.trainer import Plan, Trainer
+from srdft.trainer import Plan, Trainer, _sampled, _updated
 from tests.test_precision import POSITIONS, function_of, programs
 
 SHORT = ("energy and gradient of orbitals", "solve")
@@ -123,11 +125,13 @@ def test_training_and_sampling_steps_lower(platform, dtype):
         trainer = Trainer([family], [sampler], optimizer, plan)
         model = Fock(-jnp.eye(2, dtype=dtype)[None])
         batch = jnp.asarray(np.stack([POSITIONS, POSITIONS]), dtype)
+        updated = partial(_updated, optimizer, trainer.families, trainer.workers)
         update = model, optimizer.init(model), (batch,)
-        assert lowered(*flattened(trainer._update_arrays, *update), platform)
+        assert lowered(*flattened(updated, *update), platform)
         chains = sampler.init(model, batch, 1e-2)
-        sample = sampler, model, chains, jax.random.key(0), jnp.asarray(True)
-        assert lowered(*flattened(trainer._sample_arrays, *sample), platform)
+        sampled = partial(_sampled, sampler, trainer.workers, plan.transitions)
+        sample = model, chains, jax.random.key(0), jnp.asarray(True)
+        assert lowered(*flattened(sampled, *sample), platform)
 
 
 def flattened(function, *arguments):

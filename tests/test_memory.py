@@ -15,7 +15,8 @@ WATER = (8, 1, 1)
 
 
 def method(basis="6-31g", xc="pbe0", aux=None, numbers=WATER):
-    return _build(numbers, basis, qchem.Functional.from_name(xc), aux, (12, 26), False, 0)
+    xc = qchem.Functional.from_name(xc)
+    return _build(numbers, basis, xc, aux, (12, 26), False, 0, "double")
 
 
 def test_stored_integrals_are_counted_as_they_are_made():

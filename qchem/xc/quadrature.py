@@ -131,7 +131,7 @@ class GridXC(eqx.Module):
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
         if self.ao_dtype != dm.dtype:
             scale = rounding_of_columns(self.basis, dm.dtype, self.ao_dtype)
-            dm = dm * scale[:, None] * scale[None, :]
+            dm = dm * (scale[:, None] * scale[None, :])[None]
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
