@@ -1,10 +1,11 @@
 """How fast are the integrals, class by class and in total, beside libcint on the same threads?
 
-(ab|P) and (ab|ab) of single classes, whole matrices and tensors at the end; positions in, AO arrays
-out. `order` is the highest Hermite degree, l of all functions together; it is padded for auxiliary
-functions as it is in a calculation, and without padding for pairs. `ratio` compares the time for
-one integral: in (ab|ab) with a != b libcint makes both (ab|a'b') and (a'b'|ab). `error` is the
-largest deviation as a part of the largest integral; `error_hartree` is the deviation itself.
+(ab|P) and (ab|ab) of single classes, by the general kernel; whole matrices and tensors at the end,
+as a calculation makes them. Positions in, AO arrays out. `order` is the highest Hermite degree, l
+of all functions together; it is padded for auxiliary functions as it is in a calculation, and
+without padding for pairs. `ratio` compares the time for one integral: in (ab|ab) with a != b
+libcint makes both (ab|a'b') and (a'b'|ab). `error` is the largest deviation as a part of the
+largest integral; `error_hartree` is the deviation itself.
 """
 
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
+from qchem.integrals.solid import plan_solid, solid_3c, solid_functions, solid_shells
 from qchem.integrals.two_electron import (
     auxiliary_columns,
     coulomb_2c,
@@ -157,13 +159,13 @@ class Problem:
         seconds, size = self._timed(lambda: self.auxmol.intor("int2c2e", hermi=1))
         expected = self.auxmol.intor("int2c2e")
         yield self._row("(P|Q)", None, value, expected, cost, seconds, size)
-        value, cost = measure(
-            three, self.basis, self.aux, self.rows, self.positions, repeats=self.repeats
-        )
+        solid = plan_solid(self.aux)
+        arguments = self.basis, self.aux, self.rows, solid, self.positions
+        value, cost = measure(three_solid, *arguments, repeats=self.repeats)
         seconds, size = self._timed(
             lambda: df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")
         )
-        value = np.asarray(value)[:, columns]
+        value = np.asarray(value)[:, np.argsort(self._solid_functions(solid))]
         yield self._row("(ab|P)", None, value, self.three, cost, seconds, size)
         yield self._fitted()
         if not self.exact:
@@ -174,7 +176,7 @@ class Problem:
 
     def _fitted(self):
         """(ab|P) with the metric's factor divided out; compared on random densities."""
-        arguments = self.basis, self.aux, self.rows, self.positions
+        arguments = self.basis, self.aux, self.rows, plan_solid(self.aux), self.positions
         value, cost = measure(fitted, *arguments, repeats=self.repeats)
         peer = df.incore.cholesky_eri(self.mol, auxmol=self.auxmol)
         seconds, _ = self._timed(lambda: df.incore.cholesky_eri(self.mol, auxmol=self.auxmol))
@@ -195,6 +197,9 @@ class Problem:
     def _columns(self, aux):
         """Where our arrays have each auxiliary function."""
         return np.asarray(auxiliary_columns(auxiliary_distributions(aux, self.positions), aux.nao))
+
+    def _solid_functions(self, plan):
+        return np.asarray(solid_functions(solid_shells(self.aux, plan, self.positions)))
 
     def _classes(self):
         rows = plan_pairs(self.basis, merge=False)
@@ -260,10 +265,18 @@ def three(basis, aux, rows, positions):
     return coulomb_3c(pairs, fitting, npair(basis.nao))
 
 
-def fitted(basis, aux, rows, positions):
+def three_solid(basis, aux, rows, plan, positions):
     pairs = pair_distributions(basis, rows, positions)
-    fitting = auxiliary_distributions(aux, positions)
-    return DensityFittedJK.build(pairs, fitting, basis.nao, aux.nao).fitted
+    fitting, shells = auxiliary_distributions(aux, positions), solid_shells(aux, plan, positions)
+    return solid_3c(npair(basis.nao), pairs, fitting, shells)
+
+
+def fitted(basis, aux, rows, plan, positions):
+    pairs = pair_distributions(basis, rows, positions)
+    fitting, shells = auxiliary_distributions(aux, positions), solid_shells(aux, plan, positions)
+    sizes = basis.nao, aux.nao, 0.0
+    (jk,) = DensityFittedJK.build_separated(pairs, fitting, *sizes, shells=shells)
+    return jk.fitted
 
 
 def four(basis, rows, positions):
