@@ -7,9 +7,10 @@ and its whole derivative in the positions are wanted. Ours is one compiled progr
 ((ab|cd) without symmetry, the grid, AO values and gradients on it), and a compiled program
 evaluates the energy and its derivative in the orbitals; it has no derivative in the positions.
 
-`energy_error` is the deviation from PySCF's energy of the same density matrix, hartree;
-`forces_error` the largest deviation of directional derivatives from finite differences of our own
-energy, hartree/bohr.
+`ratio` is our throughput over the peer's, `gradient_ratio` the time of an energy with its gradient
+over that of the energy alone. `energy_error` is the deviation from PySCF's energy of the same
+density matrix, hartree; `forces_error` the largest deviation of directional derivatives from finite
+differences of our own energy, hartree/bohr.
 """
 
 from dataclasses import asdict, dataclass
@@ -30,8 +31,8 @@ from benchmarks.report import Report
 from qchem.xc.quadrature import density_and_gradient
 
 PRINTED = (
-    "molecule how batch chunk geometries_per_s ratio compile_s run_s spread_s peak_bytes "
-    "energy_error forces_error failure"
+    "molecule how batch chunk geometries_per_s ratio gradient_ratio compile_s run_s spread_s "
+    "peak_bytes energy_error forces_error failure"
 ).split()
 STEP = 1e-4  # bohr, of finite differences
 
@@ -74,10 +75,13 @@ def ours(case: Case, factor: np.ndarray, batch: int, chunk: int, repeats: int) -
     positions = jnp.asarray(geometries(case.molecule, batch))
     value_and_grad = jax.value_and_grad(method.energy)
 
+    size = chunk if chunk > 1 else None
+
     def every(positions, factor):
-        return jax.lax.map(
-            lambda r: value_and_grad(r, factor), positions, batch_size=chunk if chunk > 1 else None
-        )
+        return jax.lax.map(lambda r: value_and_grad(r, factor), positions, batch_size=size)
+
+    def energies_alone(positions, factor):
+        return jax.lax.map(lambda r: method.energy(r, factor), positions, batch_size=size)
 
     row = {"how": "one program", "batch": batch, "chunk": chunk}
     try:
@@ -85,6 +89,8 @@ def ours(case: Case, factor: np.ndarray, batch: int, chunk: int, repeats: int) -
     except jax.errors.JaxRuntimeError as error:
         return row | {"failure": str(error).splitlines()[0]}
     row |= {"geometries_per_s": batch / cost.run_s, **asdict(cost), "failure": None}
+    _, alone = measure(energies_alone, positions, factor, repeats=repeats)
+    row |= {"energy_s": alone.run_s, "gradient_ratio": cost.run_s / alone.run_s}
     direction = np.random.default_rng(1).normal(size=positions.shape[1:])
     ends = [positions[0] + sign * STEP * direction for sign in (1, -1)]
     high, low = jax.jit(lambda r: jax.lax.map(lambda r: method.energy(r, factor), r))(
@@ -145,7 +151,7 @@ def main(options: Options) -> None:
     configure_jax()
     print(f"device: {device()}")
     report = Report("given_orbitals", options.out, tuple(PRINTED))
-    missing = dict.fromkeys((*PRINTED, "forces_error"))
+    missing = dict.fromkeys((*PRINTED, "energy_s"))
     for name in options.molecules:
         case = Case(name, options.xc, options.two_electron, options.grid, options.basis)
         same = missing | asdict(case) | {"device": device()}
