@@ -249,6 +249,25 @@ def energies() -> str:
     return table((*head, "machine, commit"), rows)
 
 
+def precision() -> str:
+    """The table of deviations of the shorter modes from float64."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for run in runs("precision"):
+        for row in run["rows"]:
+            same = {key: run[key] for key in ("hardware", "commit")} | row
+            found.setdefault((row["molecule"], row["xc"]), {})[row["mode"]] = same
+    rows = []
+    for (name, xc), modes in found.items():
+        cells = []
+        for mode in ("mixed", "single"):
+            row = modes.get(mode, {})
+            keys = ("energy_error", "forces_error")
+            cells += ["" if row.get(key) is None else f"{row[key]:.1e}" for key in keys]
+        rows.append((f"{name}, {xc}", *cells, _machine(modes["double"])))
+    head = ("", "mixed: energy", "mixed: gradient", "single: energy", "single: gradient")
+    return table((*head, "machine, commit"), rows)
+
+
 def _machine(row: Row) -> str:
     processor = row["hardware"].split(",")[0].replace("(R)", "").replace(" Processor", "")
     where = processor if row["device"] == "cpu" else row["device"]
@@ -258,6 +277,7 @@ def _machine(row: Row) -> str:
 TABLES = (
     (ROOT / "README.md", "energies", energies),
     (ROOT / "docs" / "performance.md", "targets", targets),
+    (ROOT / "docs" / "precision.md", "precision", precision),
 )
 
 
