@@ -90,6 +90,8 @@ class Evaluate:
     """Of that choice."""
     family: str | None = None
     """Which one, where the run has several."""
+    grid: int | None = None
+    """Level of the grid, 0 to 9, of predictions and references; by default the training's."""
     json: bool = False
     """Print one JSON object to stdout."""
     debug: bool = False
@@ -252,7 +254,7 @@ def _evaluate(options: Evaluate) -> int:
     from srdft.experiment import model_of
     from srdft.progress import bar
 
-    experiment, model = model_of(options.run)
+    experiment, model = model_of(options.run, grid=options.grid)
     index = experiment.family(options.family)
     family = experiment.families[index]
     frames = load_frames(options.data, charge=family.charge, multiplicity=family.multiplicity)
