@@ -224,24 +224,30 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
         assert code == 2 and out == "" and message in err, err
 
 
-def test_damaged_checkpoints_have_code_2(trained, capsys, tmp_path):
-    """And nothing is written over them; the other one still serves."""
+def test_a_damaged_latest_checkpoint_leaves_the_best_to_go_on_from(trained, capsys, tmp_path):
+    """Nothing is written over the files before the run goes on."""
     scan, out = write_xyz(tmp_path / "scan.xyz", [0.74]), tmp_path / "run"
     out.mkdir()
-    whole = {name: (trained / "run" / name).read_bytes() for name in checkpoint_names()}
-    for name, content in whole.items():
-        (out / name).write_bytes(content)
-    (out / checkpoint.LATEST).write_bytes(whole[checkpoint.LATEST][:-100])
-    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out, "--resume")
-    assert code == 2 and "is damaged" in err and checkpoint.BEST in err
-    assert (out / checkpoint.BEST).read_bytes() == whole[checkpoint.BEST]
-    (out / checkpoint.BEST).write_bytes(whole[checkpoint.BEST][:300])
+    latest, best = out / checkpoint.LATEST, out / checkpoint.BEST
+    whole = (trained / "run" / checkpoint.BEST).read_bytes()
+    train = "train", trained / "h2.toml", "--out", out, "--resume", "--set", "train.steps=9"
+    latest.write_bytes(whole[:-100])
+    best.write_bytes(b"0" + whole[300:])
+    code, _, err = run(capsys, *train)
+    assert code == 2 and "is damaged" in err and "is not a checkpoint" in err
+    assert latest.read_bytes() == whole[:-100]
     code, _, err = run(capsys, "evaluate", out, "--data", scan)
     assert code == 2 and "damaged" in err and checkpoint.LATEST in err
-
-
-def checkpoint_names():
-    return checkpoint.LATEST, checkpoint.BEST
+    best.write_bytes(whole)
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out)
+    assert code == 2 and "--resume" in err
+    code, _, err = run(capsys, *train)
+    step = checkpoint.read_header(best)["step"]
+    assert code == 0 and "is damaged" in err and f"after step {step} (best.ckpt)" in err
+    assert checkpoint.read_header(latest)["step"] == 11
+    latest.unlink()
+    code, _, err = run(capsys, *train)
+    assert code == 0 and "(best.ckpt)" in err
 
 
 def test_failures_have_code_1(trained, capsys, monkeypatch):
