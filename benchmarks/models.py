@@ -5,7 +5,9 @@ held-out ones, in hartree, beside what is known of it without labels (`error_est
 constants; linear in smooth functions of distances ("gates"); or linear in features that a network
 learns. Constants and gates are trained by Gauss-Newton. The network is trained by Adam, for the
 second half of the passes after Gauss-Newton has found its constants ("network"), or for all of
-them, as first-order training from scratch would be ("adam").
+them, as first-order training from scratch would be ("adam"). Beside them a network of the kind that
+the reference implementation has, from positions straight to coefficients (`benchmarks/direct.py`),
+by Adam, for as many passes as make up for its single Fock matrix per geometry ("direct").
 """
 
 import time
@@ -20,6 +22,7 @@ import numpy as np
 import optax
 import tyro
 
+from benchmarks.direct import DirectOrbitals
 from benchmarks.measure import configure_jax, device
 from benchmarks.molecules import Name, geometries, molecule
 from benchmarks.report import Report
@@ -28,7 +31,7 @@ from srdft.model import OperatorMixture
 from srdft.network import AbstractFeatures, Constant, Gates, Network
 from srdft.objective import GaussNewton, mean_energy
 
-Kind = Literal["constants", "gates", "network", "adam"]
+Kind = Literal["constants", "gates", "network", "adam", "direct"]
 PRINTED = (
     "molecule kind steps parameters mean_error max_error error_estimate start_error fock_builds "
     "compile_s train_s"
@@ -73,14 +76,14 @@ class Problem:
 class Options(Problem):
     """Which models to compare."""
 
-    kinds: tuple[Kind, ...] = ("constants", "gates", "network", "adam")
+    kinds: tuple[Kind, ...] = ("constants", "gates", "network", "adam", "direct")
     steps: tuple[int, ...] = (1, 2)
     passes: int = 12
     """Of Gauss-Newton over the training geometries."""
     degree: int = 2
     """Of the gates' polynomials."""
     width: int = 32
-    """Of the network."""
+    """Of the networks."""
     learning_rate: float = 1e-3
     out: Path | None = None
     """Append to this file instead of results/models.json."""
@@ -143,21 +146,25 @@ def errors(model, family, positions, reference):
 
 def run(kind: Kind, steps: int, family, train, test, reference, options: Options):
     """One row."""
-    start = OperatorMixture.build([family], Constant(), steps=steps)
+    passes, scale, builds = options.passes, options.scale, steps + 1
+    if kind == "direct":
+        passes, builds = passes * builds, 1
+        start = model = DirectOrbitals.build([family], width=options.width, key=jax.random.key(0))
+    else:
+        start = OperatorMixture.build([family], Constant(), steps=steps)
+        model = OperatorMixture.build([family], features(kind, family, options), steps=steps)
     start_error, _ = errors(start, family, test, reference)
-    model = OperatorMixture.build([family], features(kind, family, options), steps=steps)
-    passes, scale = options.passes, options.scale
     if kind in ("constants", "gates"):
         model, compile_s, train_s = gauss_newton(model, family, train, passes, scale)
-    elif kind == "adam":
-        model, compile_s, train_s = adam(model, family, train, passes, options.learning_rate)
-    else:
+    elif kind == "network":
         begun, *first = gauss_newton(start, family, train, passes // 2, scale)
         weights = model.weights.at[..., :1].set(begun.weights)  # the feature 1
         model = eqx.tree_at(lambda m: m.weights, model, weights)
         rest = passes - passes // 2
         model, *second = adam(model, family, train, rest, options.learning_rate)
         compile_s, train_s = (a + b for a, b in zip(first, second))
+    else:
+        model, compile_s, train_s = adam(model, family, train, passes, options.learning_rate)
     error, estimate = errors(model, family, test, reference)
     parameters = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
     return {
@@ -177,7 +184,7 @@ def run(kind: Kind, steps: int, family, train, test, reference, options: Options
         "error_estimate": float(estimate.mean()),
         "estimate_correlation": float(np.corrcoef(estimate, error)[0, 1]),
         "start_error": float(start_error.mean()),
-        "fock_builds": passes * len(train) * (steps + 1),
+        "fock_builds": passes * len(train) * builds,
         "compile_s": compile_s,
         "train_s": train_s,
     }

@@ -20,12 +20,16 @@ import jax
 from qchem import InputError, QChemError
 
 FORMAT = "srdft checkpoint 1"
-LATEST, BEST = "latest.ckpt", "best.ckpt"
+CHECKPOINTS = LATEST, BEST = "latest.ckpt", "best.ckpt"
 State = TypeVar("State")
 
 
 class CheckpointError(QChemError):
     """A checkpoint that could not be written (exit code 1); the previous one is as it was."""
+
+
+class DamagedError(InputError):
+    """A checkpoint that was cut off or changed; another one of the run may still serve."""
 
 
 def save(path: str | Path, state: Any, header: dict[str, Any]) -> None:
@@ -66,7 +70,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """The header of a checkpoint.
 
     Raises:
-        InputError: There is no such file, or it is not a checkpoint.
+        InputError: There is no such file, or it is not a checkpoint (`DamagedError`).
     """
     return _read(Path(path))[0]
 
@@ -79,14 +83,15 @@ def load(path: str | Path, like: State) -> tuple[State, dict[str, Any]]:
         like: A state of the same structure, shapes and dtypes; its values do not matter.
 
     Raises:
-        InputError: A file that is missing, cut off, damaged, or of another structure.
+        DamagedError: A file that was cut off or changed.
+        InputError: A file that is missing, or of another structure.
     """
     path = Path(path)
     header, arrays = _read(path)
     intact = len(arrays) == header["bytes"]
     if not intact or _digest(header, arrays) != header["sha256"]:
         found = f"{len(arrays)} of {header['bytes']} bytes" if not intact else "a wrong checksum"
-        raise InputError(
+        raise DamagedError(
             f"{path} is damaged ({found}); use another checkpoint of the run: "
             f"{_others(path) or 'there is none'}."
         )
@@ -138,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     except ValueError:
         header = None
     if not newline or not isinstance(header, dict) or "format" not in header:
-        raise InputError(
+        raise DamagedError(
             f"{path} is not a checkpoint, or its beginning is damaged; other checkpoints of the "
             f"run: {_others(path) or 'none'}."
         )

@@ -43,7 +43,7 @@ class Train:
     out: Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]
     """Directory of the run."""
     resume: bool = False
-    """Go on from the latest checkpoint of the run."""
+    """Go on from the latest checkpoint of the run; from its best, where the latest is damaged."""
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Change the configuration: section.key=value ..."""
     coordinator: str | None = None
@@ -90,6 +90,8 @@ class Evaluate:
     """Of that choice."""
     family: str | None = None
     """Which one, where the run has several."""
+    grid: int | None = None
+    """Level of the grid, 0 to 9, of predictions and references; by default the training's."""
     json: bool = False
     """Print one JSON object to stdout."""
     debug: bool = False
@@ -140,23 +142,19 @@ def _train(options: Train) -> int:
 
     config = load_config(options.config, [text for group in options.set for text in group])
     _start(options)
-    from srdft import checkpoint
+    from srdft.checkpoint import CHECKPOINTS
     from srdft.experiment import Experiment
     from srdft.progress import reporter
     from srdft.session import Session, build_schedule, interruptible
 
-    latest = options.out / checkpoint.LATEST
-    if latest.exists() and not options.resume:
+    found = [path for name in CHECKPOINTS if (path := options.out / name).exists()]
+    if found and not options.resume:
         raise InputError(
             f"{str(options.out)!r} holds a training already; go on with it (--resume), or give "
             "another --out."
         )
     start = perf_counter()
-    if options.resume and latest.exists():
-        experiment = Experiment.from_checkpoint(latest, config)
-        say(f"goes on after step {int(experiment.state.step)}")
-    else:
-        experiment = Experiment.from_config(config)
+    experiment = _resumed(found, config) if found else Experiment.from_config(config)
     _prepare_directory(options.out, config)
     trainer = experiment.trainer
     with reporter(trainer.plan.total, options.out if config.train.tensorboard else None) as report:
@@ -178,6 +176,23 @@ def _train(options: Train) -> int:
     known = f"; estimated error {error:.1e} hartree" if math.isfinite(error) else ""
     say(f"{step} steps in {took:.0f} s{known}; {str(options.out)}")
     return 0
+
+
+def _resumed(found: Sequence[Path], config: Any) -> Any:
+    """The experiment as the first of a run's checkpoints that is whole holds it."""
+    from srdft.checkpoint import DamagedError
+    from srdft.experiment import Experiment
+
+    path, *others = found
+    try:
+        experiment = Experiment.from_checkpoint(path, config)
+    except DamagedError as error:
+        if not others:
+            raise
+        say(f"{error} That is tried now.")
+        return _resumed(others, config)
+    say(f"goes on after step {int(experiment.state.step)} ({path.name})")
+    return experiment
 
 
 def _start(options: Train) -> None:
@@ -252,7 +267,7 @@ def _evaluate(options: Evaluate) -> int:
     from srdft.experiment import model_of
     from srdft.progress import bar
 
-    experiment, model = model_of(options.run)
+    experiment, model = model_of(options.run, grid=options.grid)
     index = experiment.family(options.family)
     family = experiment.families[index]
     frames = load_frames(options.data, charge=family.charge, multiplicity=family.multiplicity)

@@ -85,7 +85,7 @@ class SamplerConfig:
     steps: int = 10
     """Transitions between one kept geometry of a chain and the next."""
     step_size: float = 1e-3
-    """To begin with, bohr²."""
+    """To begin with, bohr²; the adaptation soon tries ten times as much."""
     warmup: int = 100
     """Transitions in which the step size is adapted; then it is frozen."""
     leapfrogs: int = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -114,11 +115,13 @@ def _from_xyz(path, **spin):
 
 def _from_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             known = {name: file[name] for name in ("Z", "z", "R") if name in file.files}
             names = file.files
-    except (OSError, ValueError, BadZipFile) as error:
-        raise InputError(f"cannot read {str(path)!r} as npz: {error}") from error
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"cannot read {str(path)!r} as npz: {error}. Is the file complete?"
+        ) from error
     numbers = known.get("Z", known.get("z"))
     if numbers is None or "R" not in known:
         raise InputError(

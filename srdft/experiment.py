@@ -73,13 +73,16 @@ class Experiment:
         return cls(config, [given_frames(settings) for settings in config.family])
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, config: Config | None = None) -> Experiment:
+    def from_checkpoint(
+        cls, path: str | Path, config: Config | None = None, *, grid: int | None = None
+    ) -> Experiment:
         """As a checkpoint holds it, which needs no other file.
 
         Args:
             path: The checkpoint.
             config: Instead of the checkpoint's own; must agree in all that gives the state its
                 structure.
+            grid: Level of the grid, instead of each family's own.
 
         Raises:
             InputError: A file that cannot be used, or a configuration of another training.
@@ -92,6 +95,9 @@ class Experiment:
             config = own
         else:
             _check_same(config, own, header["families"], path)
+        if grid is not None:
+            families = tuple(dataclasses.replace(family, grid=grid) for family in config.family)
+            config = dataclasses.replace(config, family=families)
         given = [
             Frames(tuple(f["numbers"]), np.zeros((f["given"], len(f["numbers"]), 3)) + _line(f))
             for f in header["families"]
@@ -251,9 +257,14 @@ def build_workers(config: Config) -> Workers:
     return Workers.over(devices[:wanted], config.train.chunk)
 
 
-def model_of(path: str | Path) -> tuple[Experiment, Any]:
-    """Experiment and trained model of a run directory (its best checkpoint) or a checkpoint."""
-    experiment = Experiment.from_checkpoint(checkpoint.find(path))
+def model_of(path: str | Path, *, grid: int | None = None) -> tuple[Experiment, Any]:
+    """Experiment and trained model of a run directory (its best checkpoint) or a checkpoint.
+
+    Args:
+        path: Either.
+        grid: Level of the grid, instead of the training's.
+    """
+    experiment = Experiment.from_checkpoint(checkpoint.find(path), grid=grid)
     return experiment, experiment.state.model
 
 

@@ -89,13 +89,16 @@ class Hamiltonian(AbstractKernel):
     def step(self, point, log_density, step_size, *, key):
         kernel = hmc.build_kernel()
         mass = jnp.ones(point.position.size, point.position.dtype)
+        leapfrogs = self.leapfrogs
+        if leapfrogs > 1:  # of size zero a single one says all that there is to know
+            leapfrogs = jnp.where(step_size > 0, leapfrogs, 1)
         new, info = kernel(
             key,
             hmc.HMCState(*point),
             log_density,
             jnp.sqrt(2 * step_size),
             mass,
-            self.leapfrogs,
+            leapfrogs,
         )
         end = info.proposal
         proposed = Point(end.position, end.logdensity, end.logdensity_grad)

@@ -25,7 +25,8 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
     Args:
         run: The directory.
         data: Reference geometries for the histograms.
-        samples: Geometries to compare with them; by default those of the replay buffer.
+        samples: Geometries to compare with them; by default those of the replay buffer that were
+            sampled at the temperature asked for, whatever is trained on.
 
     Returns:
         The files written.
@@ -54,6 +55,10 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
             reference = load_frames(
                 data, charge=family.charge, multiplicity=family.multiplicity
             ).ordered_as(family.numbers, str(data))
+        if any(line.get("chain_energy") for line in metrics):
+            path = folder / f"energies{suffix}.png"
+            temperatures = latest.trainer.samplers[index].temperatures
+            written.append(_draw(path, _energies, metrics, index, temperatures))
         frames = _samples(latest, index, None if several else samples)
         start = np.asarray(latest.state.given[index][0])
         if frames.n:
@@ -69,8 +74,12 @@ def _samples(experiment, index, path):
     if path is not None:
         frames = load_frames(path, charge=family.charge, multiplicity=family.multiplicity)
         return frames.ordered_as(family.numbers, str(path))
-    buffer = experiment.state.samples[index].buffer
-    return Frames(family.numbers, np.asarray(buffer.positions)[: int(buffer.size)])
+    buffer, settings = experiment.state.samples[index].buffer, experiment.config.sampler
+    pushed = np.arange(int(buffer.pushed))[-buffer.capacity :]
+    if settings.keep_hot:  # chains of the first temperature come first in every turn
+        per_rung = settings.chains // (1 + len(settings.ladder))
+        pushed = pushed[pushed % settings.chains < per_rung]
+    return Frames(family.numbers, np.asarray(buffer.positions)[pushed % buffer.capacity])
 
 
 def _draw(path: Path, draw, *arguments: Any) -> Path:
@@ -126,6 +135,22 @@ def _chains(figure, metrics):
         for j in range(sizes.shape[2]):
             right.plot(steps, sizes[:, i, j], lw=0.8)
     right.set(xlabel="step", ylabel="step size, bohr²", yscale="log")
+
+
+def _energies(figure, metrics, index, temperatures):
+    """Energy along each chain of a family, above the lowest; a colour for each temperature."""
+    figure.set_size_inches(7, 3.5)
+    axis = figure.subplots()
+    turns = [(m["step"], m["chain_energy"][index]) for m in metrics if m.get("chain_energy")]
+    steps, energies = (np.array(x, dtype=float) for x in zip(*turns))
+    above = energies - np.nanmin(energies)
+    per_rung = above.shape[1] // len(temperatures)
+    for chain, values in enumerate(above.T):
+        rung, first = chain // per_rung, chain % per_rung == 0
+        label = f"{temperatures[rung]:g} K" if first else None
+        axis.plot(steps, values, lw=0.6, color=f"C{rung}", label=label)
+    axis.set(xlabel="step", ylabel="energy of each chain, hartree", ylim=(0, None))
+    axis.legend()
 
 
 def _coordinates(figure, frames, reference, start):

@@ -171,6 +171,7 @@ class Session:
                 "sampled_residual": float(turned.judgement.residual),
                 "smoothed_error": float(state.error),
                 "step_size": [np.asarray(one.chains.step_size).tolist() for one in state.samples],
+                "chain_energy": [np.asarray(one.chains.energy).tolist() for one in state.samples],
             }
         return _finite(metrics)
 

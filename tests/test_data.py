@@ -103,9 +103,14 @@ def test_malformed_npz(tmp_path, content, message):
 
 def test_malformed_files(tmp_path):
     path = tmp_path / "w.npz"
-    path.write_bytes(b"no archive")
-    with pytest.raises(InputError, match="as npz"):
-        load_frames(path)
+    np.savez_compressed(tmp_path / "whole.npz", Z=np.array(NUMBERS), R=shaken(20))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    middle = len(whole) // 2
+    changed = whole[: middle - 50] + bytes(100) + whole[middle + 50 :]
+    for content in (b"", b"no archive", whole[:middle], changed):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="as npz.* complete"):
+            load_frames(path)
     with pytest.raises(InputError, match="cannot read"):
         load_frames(tmp_path / "absent.xyz")
     path = tmp_path / "w.xyz"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -9,14 +10,23 @@ from numpy.testing import assert_allclose
 
 from qchem import BOHR_IN_ANGSTROM, InputError
 from qchem.fingerprint import fingerprint
-from srdft.config import Config, FamilyConfig, TrainConfig, from_dict, load_config
+from srdft.config import (
+    Config,
+    FamilyConfig,
+    ModelConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+)
 from srdft.experiment import (
     build_family,
+    build_model,
     build_optimizer,
     build_sampler,
     build_workers,
     given_frames,
 )
+from srdft.family import MoleculeFamily
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WATER = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])  # ångström
@@ -86,6 +96,15 @@ def test_examples_name_files_that_are_there(name):
     (family,) = config.family
     assert given_frames(family).n == 1
     assert config.sampler.chains % (1 + len(config.sampler.ladder)) == 0
+
+
+def test_the_size_of_the_reference_is_a_matter_of_configuration():
+    model = ModelConfig(features="network", width=420, layers=6)
+    config = Config((FamilyConfig(str(EXAMPLES / "ethanol.xyz")),), model)
+    family = MoleculeFamily.build((6, 6, 8, 1, 1, 1, 1, 1, 1), "sto-3g", "hf")
+    built = eqx.filter_eval_shape(build_model, config, [family])
+    size = sum(x.size for x in jax.tree.leaves(built))
+    assert 8.4e6 < size < 8.6e6
 
 
 @pytest.mark.parametrize("kernel", ["mala", "hmc", "nuts", "ula", "random_walk"])

@@ -9,7 +9,7 @@ from blackjax.diagnostics import effective_sample_size
 
 from qchem import HARTREE_IN_KELVIN, InputError
 from srdft.diagnostics import diagnose
-from srdft.kernels import KERNELS, kernel_from_name
+from srdft.kernels import KERNELS, Point, kernel_from_name
 from srdft.potential import AbstractPotential, TotalDrift
 from srdft.sampler import Sampler
 from tests.toys import DIATOMIC, HarmonicMolecule, toy_model
@@ -247,6 +247,25 @@ def test_sampling_can_begin_with_a_refresh(kernel):
     assert int(at_once.steps) == 6
     for a, b in zip(jax.tree.leaves((at_once, info)), jax.tree.leaves((in_turn, info2))):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("step_size", "expected"), [(0.0, 1), (1e-3, 7)])
+def test_a_refresh_costs_one_evaluation(step_size, expected):
+    calls = []
+
+    def log_density(positions):
+        jax.debug.callback(lambda: calls.append(1))
+        return -0.5 * jnp.sum(positions**2)
+
+    kernel = kernel_from_name("hmc", leapfrogs=7)
+    here = jnp.ones((1, 3))
+    point = Point(here, log_density(here), -here)
+    calls.clear()
+    step = jax.jit(lambda e: kernel.step(point, log_density, e, key=jax.random.key(0)))
+    moved = jax.block_until_ready(step(jnp.asarray(step_size)))
+    jax.effects_barrier()
+    assert len(calls) == expected
+    assert (moved.proposed.position == here).all() == (step_size == 0)
 
 
 def test_wrong_input_is_refused():

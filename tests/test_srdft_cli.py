@@ -1,16 +1,18 @@
 """The `srdft` command from end to end on hydrogen: files, JSON, exit codes, messages."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from qchem import BOHR_IN_ANGSTROM
 from qchem.command import versions
-from srdft import checkpoint, cli, sampling
-from srdft.config import load_config
+from srdft import checkpoint, cli, plot, sampling
+from srdft.config import Config, SamplerConfig, load_config
 from srdft.data import load_frames
 from srdft.experiment import model_of
+from srdft.replay import ReplayBuffer
 from srdft.session import read_metrics
 
 CONFIG = """
@@ -94,6 +96,7 @@ def test_train_writes_what_a_run_is_made_of(trained):
         assert name in lines[0]
     for name in ("acceptance", "step_size", "sampled_error_estimate", "sampled_residual"):
         assert name in lines[-1]
+    assert np.shape(lines[-1]["chain_energy"]) == (1, 4) and lines[-1]["chain_energy"][0][0] < -0.8
     assert load_config(run_directory / "config.toml") == load_config(trained / "h2.toml")
     header = checkpoint.read_header(run_directory / checkpoint.LATEST)
     assert header["step"] == 8 and header["versions"]["jax"]
@@ -150,10 +153,29 @@ def test_plots_are_drawn(trained, capsys):
     code, _, err = run(capsys, "plot", trained / "run", "--data", reference)
     assert code == 0
     names = {path.name for path in (trained / "run" / "plots").iterdir()}
-    assert names == {"training.png", "chains.png", "coordinates.png", "curve.png"}
+    drawn = "training chains energies coordinates curve".split()
+    assert names == {f"{name}.png" for name in drawn}
     assert all(name in err for name in names)
     for path in (trained / "run" / "plots").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_histograms_leave_out_what_hot_chains_have_sampled():
+    buffer = ReplayBuffer.empty(10, 1, float)
+    for turn in range(4):  # 16 geometries; the first six have made room
+        hot = np.array([False, False, True, True])
+        buffer = buffer.push(np.where(hot, 100.0, turn)[:, None, None] + np.zeros((1, 3)))
+    state = SimpleNamespace(samples=[SimpleNamespace(buffer=buffer)])
+    for keep_hot, expected in (
+        (True, [2, 2, 3, 3]),
+        (False, [100, 100, 2, 2, 100, 100, 3, 3, 100, 100]),
+    ):
+        config = Config(sampler=SamplerConfig(chains=4, ladder=(900.0,), keep_hot=keep_hot))
+        experiment = SimpleNamespace(
+            state=state, config=config, families=[SimpleNamespace(numbers=(1,))]
+        )
+        frames = plot._samples(experiment, 0, None)
+        assert frames.positions[:, 0, 0].tolist() == expected
 
 
 def test_resume_goes_on_and_refuses_another_training(trained, capsys):
@@ -224,24 +246,30 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
         assert code == 2 and out == "" and message in err, err
 
 
-def test_damaged_checkpoints_have_code_2(trained, capsys, tmp_path):
-    """And nothing is written over them; the other one still serves."""
+def test_a_damaged_latest_checkpoint_leaves_the_best_to_go_on_from(trained, capsys, tmp_path):
+    """Nothing is written over the files before the run goes on."""
     scan, out = write_xyz(tmp_path / "scan.xyz", [0.74]), tmp_path / "run"
     out.mkdir()
-    whole = {name: (trained / "run" / name).read_bytes() for name in checkpoint_names()}
-    for name, content in whole.items():
-        (out / name).write_bytes(content)
-    (out / checkpoint.LATEST).write_bytes(whole[checkpoint.LATEST][:-100])
-    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out, "--resume")
-    assert code == 2 and "is damaged" in err and checkpoint.BEST in err
-    assert (out / checkpoint.BEST).read_bytes() == whole[checkpoint.BEST]
-    (out / checkpoint.BEST).write_bytes(whole[checkpoint.BEST][:300])
+    latest, best = out / checkpoint.LATEST, out / checkpoint.BEST
+    whole = (trained / "run" / checkpoint.BEST).read_bytes()
+    train = "train", trained / "h2.toml", "--out", out, "--resume", "--set", "train.steps=9"
+    latest.write_bytes(whole[:-100])
+    best.write_bytes(b"0" + whole[300:])
+    code, _, err = run(capsys, *train)
+    assert code == 2 and "is damaged" in err and "is not a checkpoint" in err
+    assert latest.read_bytes() == whole[:-100]
     code, _, err = run(capsys, "evaluate", out, "--data", scan)
     assert code == 2 and "damaged" in err and checkpoint.LATEST in err
-
-
-def checkpoint_names():
-    return checkpoint.LATEST, checkpoint.BEST
+    best.write_bytes(whole)
+    code, _, err = run(capsys, "train", trained / "h2.toml", "--out", out)
+    assert code == 2 and "--resume" in err
+    code, _, err = run(capsys, *train)
+    step = checkpoint.read_header(best)["step"]
+    assert code == 0 and "is damaged" in err and f"after step {step} (best.ckpt)" in err
+    assert checkpoint.read_header(latest)["step"] == 11
+    latest.unlink()
+    code, _, err = run(capsys, *train)
+    assert code == 0 and "(best.ckpt)" in err
 
 
 def test_failures_have_code_1(trained, capsys, monkeypatch):

@@ -212,6 +212,22 @@ def test_asynchronous_training_bounds_the_age_of_the_model(tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "sampler"]
 
 
+@pytest.mark.parametrize("device", [0, 1])
+def test_asynchronous_chains_take_a_second_device(finished, tmp_path, device):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    options = "--mode", "asynchronous", "--chains-on", str(device)
+    process = start(tmp_path, *options, stderr=subprocess.STDOUT, XLA_FLAGS=flags)
+    out, _ = process.communicate(timeout=300)
+    if device == 0:
+        assert process.returncode == 1 and "the chains are on {1}" in out
+        return
+    lines = read_metrics(tmp_path)
+    assert process.returncode == 0 and len(lines) == 27 and lines[-1]["samples"] >= 4
+    assert lines[-1]["error_estimate"] < 0.1 * lines[0]["error_estimate"]
+    state, _ = checkpoint.load(tmp_path / checkpoint.LATEST, finished[2])
+    assert int(state.samples[0].buffer.pushed) == 4 * int(state.turn)
+
+
 def test_a_broken_sampler_stops_the_run_with_its_cause(tmp_path):
     trainer, state = toy_trainer()
     turn = trainer.take_turn

@@ -1,7 +1,7 @@
 """A training on a toy family as a program of its own: to be killed, or spread over devices.
 
 python -m tests.toy_training RUN_DIR [--resume] [--pause S] [--devices N] [--process I --port P]
-    [--mode MODE] [--fail STEP] [--fail-turn TURN]
+    [--mode MODE] [--chains-on DEVICE] [--fail STEP] [--fail-turn TURN]
 """
 
 import argparse
@@ -14,6 +14,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("run", type=Path)
 parser.add_argument("--resume", action="store_true")
 parser.add_argument("--mode", default="interleaved")
+parser.add_argument("--chains-on", type=int, help="fail where the chains are elsewhere")
 parser.add_argument("--pause", type=float, default=0.0)
 parser.add_argument("--fail", type=int, default=-1)
 parser.add_argument("--fail-turn", type=int, default=-1)
@@ -41,7 +42,11 @@ def main() -> None:
     def turn(model, samples, count, *, refresh):
         if count == options.fail_turn:
             raise RuntimeError("broken on purpose")
-        return take_turn(model, samples, count, refresh=refresh)
+        turned = take_turn(model, samples, count, refresh=refresh)
+        places = {device.id for device in turned.samples[0].chains.energy.devices()}
+        if options.chains_on not in (None, *places):
+            raise RuntimeError(f"the chains are on {places}")
+        return turned
 
     trainer.take_turn = turn
 
