@@ -57,6 +57,36 @@ def bonds(numbers: tuple[int, ...], positions: np.ndarray) -> list[tuple[int, in
     return [(i, j) for i, j in itertools.combinations(range(len(numbers)), 2) if near[i, j]]
 
 
+def matching(
+    numbers: tuple[int, ...], wanted: list[tuple[int, int]], given: list[tuple[int, int]]
+) -> list[int] | None:
+    """An order of atoms in which the given bonds become the wanted ones; elements stay.
+
+    Returns:
+        For each atom the one of the given bonds that takes its place; None if there is no order.
+    """
+    natom = len(numbers)
+    near, there = np.zeros((2, natom, natom), bool)
+    for matrix, pairs in ((near, wanted), (there, given)):
+        for i, j in pairs:
+            matrix[i, j] = matrix[j, i] = True
+
+    def fits(order, atom):
+        new = len(order)
+        same = numbers[atom] == numbers[new] and there[atom].sum() == near[new].sum()
+        return same and atom not in order and (there[atom, order] == near[new, :new]).all()
+
+    def extended(order):
+        if len(order) == natom:
+            return order
+        for atom in range(natom):
+            if fits(order, atom) and (whole := extended([*order, atom])):
+                return whole
+        return None
+
+    return extended([])
+
+
 def torsions(pairs: list[tuple[int, int]], natom: int) -> list[tuple[int, int, int, int]]:
     """Chains a-b-c-d of bonded atoms; one for each inner bond b-c that has one."""
     near: dict[int, list[int]] = {i: [] for i in range(natom)}

@@ -7,7 +7,14 @@ import pytest
 
 from qchem import BOHR_IN_ANGSTROM
 from srdft.diagnostics import diagnose, quantities
-from srdft.geometry import bonds, distances, is_connected, torsion_angles, torsions
+from srdft.geometry import (
+    bonds,
+    distances,
+    is_connected,
+    matching,
+    torsion_angles,
+    torsions,
+)
 
 NUMBERS = (8, 8, 1, 1)  # hydrogen peroxide
 
@@ -39,6 +46,16 @@ def test_torsion_of_peroxide(angle):
     found = quantities(NUMBERS, peroxide(angle)[None], peroxide(angle))
     assert list(found) == ["O1-O2", "O1-H3", "O2-H4", "H3-O1-O2-H4"]
     np.testing.assert_allclose(found["O1-O2"], 1.45 / BOHR_IN_ANGSTROM)
+
+
+def test_like_atoms_are_matched_by_their_bonds():
+    here, order = peroxide(100.0), [1, 0, 2, 3]  # of the other's atoms O2, O1, H3, H4
+    there = here[order]
+    found = matching(NUMBERS, bonds(NUMBERS, here), bonds(NUMBERS, there))
+    assert bonds(NUMBERS, there[found]) == bonds(NUMBERS, here)
+    assert [NUMBERS[i] for i in found] == list(NUMBERS) and found != [0, 1, 2, 3]
+    broken = here + np.array([[0.0], [0.0], [9.0], [0.0]])
+    assert matching(NUMBERS, bonds(NUMBERS, here), bonds(NUMBERS, broken)) is None
 
 
 def test_opposite_torsions_have_opposite_signs():
