@@ -81,13 +81,18 @@ def boys(
         asymptotic = asymptotic * (m + 0.5) * inverse
     value = jnp.where(near, tabulated, asymptotic)
 
-    values = [value]
-    if order > lowest:
-        decay, twice = jnp.exp(-t), 2.0 * t
-        for m in range(order, lowest, -1):
-            value = (twice * value + decay) * (1.0 / (2 * m - 1))
-            values.append(value)
-    return jnp.stack(values[::-1])
+    if order == lowest:
+        return value[None]
+    # As a loop, so that XLA keeps each order instead of making all of them anew for each.
+    decay, twice = jnp.exp(-t), 2.0 * t
+
+    def lower(value, inverse):
+        lowered = (twice * value + decay) * inverse
+        return lowered, lowered
+
+    inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
+    lowered = jax.lax.scan(lower, value, inverse, reverse=True)[1]
+    return jnp.concatenate([lowered, value[None]])
 
 
 @boys.defjvp

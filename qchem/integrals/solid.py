@@ -97,7 +97,7 @@ def solid_shells(
 ) -> tuple[SolidShells, ...]:
     """The auxiliary shells where the atoms are."""
     lists = []
-    for rows, batch in zip(plan, aux.batches, strict=True):
+    for rows, batch in zip(plan, aux.batches):
         at = rows.shell, rows.primitive
         a = jnp.asarray(batch.exponents, positions.dtype)[at]
         charge = batch.coefficients(positions.dtype)[at] * (np.pi / a) ** 1.5 / (2 * a) ** rows.l
@@ -156,20 +156,24 @@ def solid_3c(
 
 def solid_2c(shells: tuple[SolidShells, ...]) -> Float[Array, "naux naux"]:
     """(P|Q), hartree; for the order see `solid_functions`."""
-    ket, metric = _Kets.of(shells), []
-    for shell in shells:
-        bra = _as_bra(shell)
+    metric, start = [], 0
+    for n, shell in enumerate(shells):
+        bra, kets = _as_bra(shell), shells[n:]
 
-        def of_block(block):
-            return _interaction(*_operands(block, ket))
+        @jax.checkpoint
+        def of_block(block, kets=kets):
+            return _interaction(*_operands(block, _Kets.of(kets)))
 
-        blocks = blocks_of(bra, _rows_together(bra, shells), 0)
-        values = jax.lax.map(jax.checkpoint(of_block), blocks)
+        values = jax.lax.map(of_block, blocks_of(bra, _rows_together(bra, kets), 0))
         values = values.reshape(-1, *values.shape[2:])[: bra.width.shape[0]]
         values = _summed(*_kind(shell), jnp.moveaxis(values, 0, -1))
-        metric.append(jnp.swapaxes(values, 1, 2).reshape(shell.index.size, -1))
+        values = jnp.swapaxes(values, 1, 2).reshape(shell.index.size, -1)
+        own, rest = values[:, : len(values)], values[:, len(values) :]
+        rows = jnp.concatenate([0.5 * own, rest], axis=1)
+        metric.append(jnp.pad(rows, ((0, 0), (start, 0))))
+        start += len(values)
     metric = jnp.concatenate(metric)
-    return 0.5 * (metric + metric.T)
+    return metric + metric.T
 
 
 def weighted_solid_3c(
@@ -196,12 +200,15 @@ def weighted_solid_2c(
     shells: tuple[SolidShells, ...], weight: Float[Array, "naux naux"]
 ) -> Float[Array, ""]:
     """Sum of a symmetric weight times `solid_2c`."""
-    bras, end = [], 0
-    for shell in shells:
+    total, end = jnp.zeros((), weight.dtype), 0
+    for n, shell in enumerate(shells):
         start, end = end, end + shell.index.size
-        place = np.arange(start, end, dtype=np.int32).reshape(shell.index.T.shape).T
-        bras.append(replace(_as_bra(shell), index=place[_shell_of(*_kind(shell))]))
-    return weighted_solid_3c(tuple(bras), shells, weight)
+        place = np.arange(shell.index.size, dtype=np.int32).reshape(shell.index.T.shape).T
+        bra = replace(_as_bra(shell), index=place[_shell_of(*_kind(shell))])
+        own, rest = weight[start:end, start:end], weight[start:end, end:]
+        rows = jnp.concatenate([own, 2.0 * rest], axis=1)
+        total = total + weighted_solid_3c((bra,), shells[n:], rows)
+    return total
 
 
 def _width(shells):
@@ -256,6 +263,7 @@ def _operands(bra, ket):
     return sides, bra.width, bra.center, bra.coefficient, ket.width, ket.center, ket.charge
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _potentials(sides, order, width, center, ket_width, ket_center, charge):
     """Derivatives of the potentials of the ket's shells at the bra's primitives.
 
@@ -268,7 +276,7 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
     separation = center.reshape(-1, 3).T[:, :, None] - ket_center.T[:, None, :]
     t = alpha * jnp.sum(separation * separation, axis=0)
     highest = max(l for l, *_ in kinds)
-    values = boys(order + highest, t)
+    values = boys(order + highest, t.ravel()).reshape(-1, *t.shape)
     scale = charge[None] * ((2.0 / sqrt(pi)) * jnp.sqrt(alpha))
     bases, distances, end = [], [], 0
     for l, *kind in kinds:
@@ -288,13 +296,42 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
         start, end = end, end + nshell
         of_shells = radial[:, :, start:end].reshape(radial.shape[0], -1)
         if l == 0:
-            part = float(angular_matrix(0, True)[0, 0]) * of_shells[skipped:, None]
+            blocks = [float(angular_matrix(0, True)[0, 0]) * of_shells[skipped:, None]]
         else:
-            part = _products(lowest, order, l, distance.reshape(3, -1), of_shells)
-        part = part.reshape(part.shape[0], 2 * l + 1, nrow, depth, nshell)
-        part = jnp.transpose(part, (2, 3, 0, 1, 4))
-        parts.append(part.reshape(nrow, depth * part.shape[2], -1))
+            blocks = _products(lowest, order, l, distance.reshape(3, -1), of_shells)
+        blocks = [x.reshape(-1, 2 * l + 1, nrow, depth, nshell) for x in blocks]
+        blocks = [jnp.transpose(x, (2, 3, 0, 1, 4)) for x in blocks]
+        parts.append(jnp.concatenate(blocks, axis=2).reshape(nrow, -1, (2 * l + 1) * nshell))
     return jnp.concatenate(parts, axis=2)
+
+
+def _potentials_jvp(sides, order, primals, tangents):
+    """A derivative on a center raises a power."""
+    dwidth, dcenter, dket_width, dket_center, dcharge = tangents
+    if _widths_move(dwidth, dket_width, dcharge):
+        tangents = _instantiated(primals, tangents)
+        return jax.jvp(partial(_potentials.fun, sides, order), primals, tangents)
+    lowest = sides[1]
+    nrow, nprim = primals[0].shape
+    raised = _potentials(sides, order + 1, *primals).reshape(
+        nrow, nprim, nhermite(order + 1, lowest), -1
+    )
+    size = nhermite(order, lowest)
+    value, tangent = raised[:, :, :size], jnp.zeros((), raised.dtype)
+    for axis in range(3):
+        change = jnp.zeros((), raised.dtype)
+        if not isinstance(dcenter, SymbolicZero):
+            change = change + dcenter[:, :, axis][:, :, None, None]
+        if not isinstance(dket_center, SymbolicZero):
+            change = change - _per_function(sides, dket_center[:, axis])[None, None, None]
+        source = lowered_index(order + 1, lowest, order, lowest, axis, 1)
+        place = np.argsort(source)[:size]  # of the power that is one higher
+        tangent = tangent + raised[:, :, place] * change
+    shape = nrow, nprim * size, raised.shape[3]
+    return value.reshape(shape), tangent.reshape(shape)
+
+
+_potentials.defjvp(_potentials_jvp, symbolic_zeros=True)
 
 
 def _products(lowest, order, l, separation, radial):
@@ -308,8 +345,8 @@ def _products(lowest, order, l, separation, radial):
         stacks.append(monomials)
     for j in range(min(order, l) + 1):
         matrix = jnp.asarray(_harmonic_slopes(l, j), separation.dtype)
-        slope = jnp.dot(matrix, stacks[l - j], precision="highest")
-        slopes.append(slope.reshape(-1, 2 * l + 1, separation.shape[1]))
+        slope = matrix if j == l else jnp.dot(matrix, stacks[l - j], precision="highest")
+        slopes.append(slope.reshape(-1, 2 * l + 1, slope.shape[1]))
     blocks = []
     for degree in range(lowest, order + 1):
         total = None
@@ -320,7 +357,7 @@ def _products(lowest, order, l, separation, radial):
                     term = term * jnp.asarray(times, term.dtype)[:, None, None]
                 total = term if total is None else total + term
         blocks.append(total)
-    return jnp.concatenate(blocks)
+    return blocks
 
 
 @lru_cache(maxsize=64)
@@ -490,9 +527,11 @@ def _weighted_jvp(sides, primals, tangents):
             force = jnp.sum(slope * raised[axis], axis=(1, 3))
             tangent = tangent + jnp.vdot(force, dcenter[..., axis], precision="highest")
     if not isinstance(dket_center, SymbolicZero):
-        every = jnp.concatenate(raised, axis=1)
-        values = _contracted(every, potentials).reshape(nrow, 3, nfunction, -1)
-        force = jnp.sum(values * weight[:, None], axis=(0, 2))
+        every = jnp.stack(raised, axis=2).reshape(nrow, 3 * nfunction, nprim, -1)
+        values = _contracted(every, potentials).reshape(nrow * nfunction, 3, -1)
+        values = (values * weight.reshape(-1, 1, weight.shape[2])).reshape(len(values), -1)
+        force = jnp.dot(jnp.ones(len(values), values.dtype), values, precision="highest")
+        force = force.reshape(3, -1)
         steps = jnp.stack([_per_function(sides, dket_center[:, n]) for n in range(3)])
         tangent = tangent - jnp.vdot(force, steps, precision="highest")
     if not isinstance(dweight, SymbolicZero):
