@@ -15,11 +15,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from qchem.devices import ALONE, Share
-from qchem.integrals.moments import unpack
 from qchem.integrals.fitting import (
     Auxiliary,
     fitting_2c,
@@ -27,6 +27,7 @@ from qchem.integrals.fitting import (
     fitting_integrals,
     weighted_fitting,
 )
+from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
 from qchem.integrals.shared import from_device_order, to_device_order
 from qchem.integrals.two_electron import (
@@ -414,7 +415,6 @@ def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, facto
     )
 
 
-@_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
     *lists, factor = primals
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
@@ -430,11 +430,26 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
         whole, rest = slopes
         slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
 
-    def weighted(*lists):
-        return _weighted_ranges(share, *lists, slopes, exchange.omega)
+    leaves, tree = jax.tree.flatten(lists)
+    changes = jax.tree.leaves(tangents[:-1])
+    moving = [n for n, t in enumerate(changes) if not isinstance(t, SymbolicZero)]
 
-    tangent = jax.jvp(weighted, tuple(lists), tuple(tangents[:-1]))[1]
-    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+    def weighted(values):
+        # What does not change is not differentiated: widths would take R of higher orders.
+        given = [*leaves]
+        for n, value in zip(moving, values, strict=True):
+            given[n] = value
+        return _weighted_ranges(share, *jax.tree.unflatten(tree, given), slopes, exchange.omega)
+
+    of_moving = [[x[n] for n in moving] for x in (leaves, changes)]
+    energy = sum(energies)
+    tangent = jax.jvp(weighted, *[(x,) for x in of_moving])[1] if moving else jnp.zeros_like(energy)
+    if not isinstance(tangents[-1], SymbolicZero):
+        tangent = tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+    return energy, tangent
+
+
+_fitted_energy.defjvp(_fitted_energy_jvp, symbolic_zeros=True)
 
 
 def _weights(coulomb, exchange):

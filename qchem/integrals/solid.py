@@ -1,14 +1,13 @@
-"""(ab|P) with auxiliary shells of solid harmonics: matrix products with constant matrices.
+"""(ab|P) and (P|Q) with auxiliary shells of solid harmonics, by the product rule.
 
-A solid harmonic times a Gaussian is the same combination of derivatives for every shell of an l, so
-that (ab|P) = sum_p E_ab[p] sum_h M[p, g, h] R_h with constant M and the R of all primitives summed
-over the contraction of P beforehand. `coulomb_3c` is the same for any auxiliary functions, and what
-derivatives come from.
+A solid harmonic Y_lm of derivatives, acting on a function f of the distance, is Y_lm(r) times
+(1/r d/dr)^l f. So (ab|P) = sum_p E_ab[p] (d/dP)^p [Y_lm f_l], in which the primitives of P are
+summed in f_l beforehand, and derivatives go no further than the degree of ab, or one more for those
+in positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import comb, perm, pi, prod, sqrt
 
@@ -22,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qchem.basis.layout import Basis
 from qchem.basis.spherical import angular_matrix
 from qchem.chunking import chunked_sum
+from qchem.compilation import platform
 from qchem.integrals.boys import boys
 from qchem.integrals.coulomb import (
     hermite_powers,
@@ -31,6 +31,8 @@ from qchem.integrals.coulomb import (
 )
 from qchem.integrals.pairs import Distribution, primitive_depth
 from qchem.integrals.two_electron import blocks_of, tile_bytes
+
+_LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 
 
 class SolidRows(eqx.Module):
@@ -138,17 +140,16 @@ def solid_3c(
     pairs: tuple[Distribution, ...], shells: tuple[SolidShells, ...], npair: int
 ) -> Float[Array, "npair naux"]:
     """(ab|P) for packed pairs, hartree; for P see `solid_functions`."""
-    ket = _Kets.of(shells)
-    total = jnp.zeros((npair, _width(shells)), ket.charge.dtype)
+    ket, width = _Kets.of(shells), _width(shells)
+    total = jnp.zeros((npair, width), ket.charge.dtype)
     for bra in pairs:
 
         @jax.checkpoint
         def of_block(ket, block):
-            return _interaction(*_operands(block, ket)).reshape(-1, total.shape[1])
+            return _interaction(*_operands(block, ket)).reshape(-1, width)
 
         def add(total, block, of_block=of_block):
-            place = total.at[block.index.ravel()]
-            return place.add(of_block(ket, block), mode="drop"), None
+            return _with_rows(total, block.index.ravel(), of_block(ket, block)), None
 
         total = jax.lax.scan(add, total, blocks_of(bra, _rows_together(bra, shells), npair))[0]
     return total
@@ -157,21 +158,12 @@ def solid_3c(
 def solid_2c(shells: tuple[SolidShells, ...]) -> Float[Array, "naux naux"]:
     """(P|Q), hartree; for the order see `solid_functions`."""
     metric, start = [], 0
-    for n, shell in enumerate(shells):
-        bra, kets = _as_bra(shell), shells[n:]
-
-        @jax.checkpoint
-        def of_block(block, kets=kets):
-            return _interaction(*_operands(block, _Kets.of(kets)))
-
-        values = jax.lax.map(of_block, blocks_of(bra, _rows_together(bra, kets), 0))
-        values = values.reshape(-1, *values.shape[2:])[: bra.width.shape[0]]
-        values = _summed(*_kind(shell), jnp.moveaxis(values, 0, -1))
-        values = jnp.swapaxes(values, 1, 2).reshape(shell.index.size, -1)
-        own, rest = values[:, : len(values)], values[:, len(values) :]
-        rows = jnp.concatenate([0.5 * own, rest], axis=1)
+    for group, kets in _groups(shells):
+        size = _width(group)
+        values = solid_3c((_as_pairs(group),), kets, size)
+        rows = jnp.concatenate([0.5 * values[:, :size], values[:, size:]], axis=1)
         metric.append(jnp.pad(rows, ((0, 0), (start, 0))))
-        start += len(values)
+        start += size
     metric = jnp.concatenate(metric)
     return metric + metric.T
 
@@ -201,14 +193,27 @@ def weighted_solid_2c(
 ) -> Float[Array, ""]:
     """Sum of a symmetric weight times `solid_2c`."""
     total, end = jnp.zeros((), weight.dtype), 0
-    for n, shell in enumerate(shells):
-        start, end = end, end + shell.index.size
-        place = np.arange(shell.index.size, dtype=np.int32).reshape(shell.index.T.shape).T
-        bra = replace(_as_bra(shell), index=place[_shell_of(*_kind(shell))])
+    for group, kets in _groups(shells):
+        start, end = end, end + _width(group)
         own, rest = weight[start:end, start:end], weight[start:end, end:]
         rows = jnp.concatenate([own, 2.0 * rest], axis=1)
-        total = total + weighted_solid_3c((bra,), shells[n:], rows)
+        total = total + weighted_solid_3c((_as_pairs(group),), kets, rows)
     return total
+
+
+def _with_rows(total, index, rows):
+    """Adds rows to those of the total that have these indices, if there are any."""
+    if platform() != "cpu":
+        return total.at[index].add(rows, mode="drop")
+    last = total.shape[0] - 1
+    rows = jnp.where((index <= last)[:, None], rows, 0.0)
+
+    def add(total, row):  # XLA's own loop takes several times as long
+        place, row = row
+        row = row + jax.lax.dynamic_index_in_dim(total, place, 0, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(total, row, place, 0), None
+
+    return jax.lax.scan(add, total, (jnp.minimum(index, last), rows))[0]
 
 
 def _width(shells):
@@ -219,14 +224,30 @@ def _kind(shell):
     return shell.depth, shell.index.shape[0], shell.width.size
 
 
-def _as_bra(shell):
-    """Each primitive as a row of its own."""
-    matrix = jnp.asarray(angular_matrix(shell.l, True), shell.charge.dtype)
-    coefficient = shell.charge[:, None, None, None] * matrix[None, :, None]
-    index = jnp.zeros((shell.width.size, matrix.shape[0]), jnp.int32)
-    return Distribution(
-        shell.l, shell.l, shell.width[:, None], shell.center[:, None], coefficient, index
-    )
+def _groups(shells):
+    """Lists of low l to meet all, and those of high l to meet these alone."""
+    low = tuple(rows for rows in shells if rows.l <= _LOW)
+    high = shells[len(low) :]
+    return [(group, kets) for group, kets in ((low, shells), (high, high)) if group]
+
+
+def _as_pairs(shells):
+    """The shells in one list of rows, one for each primitive: few programs to compile."""
+    order, width = max(rows.l for rows in shells), _width(shells)
+    parts, end = [], 0
+    for rows in shells:
+        start, end = end, end + rows.index.size
+        matrix = np.zeros((2 * order + 1, nhermite(order)))
+        harmonics = angular_matrix(rows.l, True)
+        below = nhermite(rows.l) - harmonics.shape[1]
+        matrix[: len(harmonics), below : nhermite(rows.l)] = harmonics
+        matrix = jnp.asarray(matrix, rows.charge.dtype)
+        place = np.full((rows.index.shape[0], len(matrix)), width, np.int32)
+        place[:, : len(harmonics)] = np.arange(start, end).reshape(len(harmonics), -1).T
+        coefficient = rows.charge[:, None, None, None] * matrix[None, :, None]
+        index = jnp.asarray(place[_shell_of(*_kind(rows))])
+        parts.append((rows.width[:, None], rows.center[:, None], coefficient, index))
+    return Distribution(order, 0, *map(jnp.concatenate, zip(*parts)))
 
 
 def _single(depth, nshell, nprim):
@@ -289,7 +310,9 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
             factor = -twice * factor
         bases.append(_summed(*kind, jnp.stack(rows)))
         distances.append(separation[:, :, start : start + kind[1]])
-    radial = radial_derivatives(list(jnp.concatenate(bases, axis=2)), jnp.concatenate(distances, axis=2))
+    radial = radial_derivatives(
+        list(jnp.concatenate(bases, axis=2)), jnp.concatenate(distances, axis=2)
+    )
     end, parts = 0, []
     skipped = nhermite(order) - nhermite(order, lowest)
     for (l, _, nshell, _), distance in zip(kinds, distances):
@@ -375,7 +398,7 @@ def _monomial_rows(degree):
 
 @lru_cache(maxsize=64)
 def _harmonic_slopes(l, j):
-    """The j-th derivatives of the solid harmonics of l on monomials of degree l - j: (i m, ncart)."""
+    """The j-th derivatives of solid harmonics by monomials of degree l - j: ((i, m), ncart)."""
     target = {tuple(p): n for n, p in enumerate(hermite_powers(l - j, l - j).tolist())}
     harmonics = angular_matrix(l, True)
     derivatives = hermite_powers(j, j).tolist()
@@ -412,46 +435,14 @@ def _leibniz(degree, j):
     return table[0], table[1], table[2]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _interaction(sides, width, center, coefficient, ket_width, ket_center, charge):
-    """(f|g) of a block: (row, f, (m, shell))."""
-    return _integrals(sides, width, center, coefficient, ket_width, ket_center, charge)
-
-
-def _integrals(sides, width, center, coefficient, *ket):
-    potentials = _potentials(sides, sides[0], width, center, *ket)
-    return _contracted(coefficient, potentials)
+def _interaction(sides, width, center, coefficient, *ket):
+    """(f|g) of a block: (row, f, (l, m, shell))."""
+    return _contracted(coefficient, _potentials(sides, sides[0], width, center, *ket))
 
 
 def _contracted(coefficient, potentials):
     coefficient = coefficient.reshape(*coefficient.shape[:2], -1)
     return jnp.matmul(coefficient, potentials, precision="highest")
-
-
-def _interaction_jvp(sides, primals, tangents):
-    width, center, coefficient, *ket = primals
-    dwidth, dcenter, dcoefficient, dket_width, dket_center, dcharge = tangents
-    if _widths_move(dwidth, dket_width, dcharge):
-        return jax.jvp(partial(_integrals, sides), primals, _instantiated(primals, tangents))
-    potentials = _potentials(sides, sides[0] + 1, width, center, *ket)
-    raised = _raised(sides, coefficient)
-    padded = _padded(sides, coefficient)
-    value = _contracted(padded, potentials)
-    tangent = jnp.zeros_like(value)
-    change = _zero_if_symbolic(dcoefficient, lambda x: _padded(sides, x))
-    moved = _zero_if_symbolic(dcenter, lambda x: sum(
-        raised[n] * x[:, None, :, n, None] for n in range(3)))
-    for part in (change, moved):
-        if part is not None:
-            tangent = tangent + _contracted(part, potentials)
-    if not isinstance(dket_center, SymbolicZero):
-        for n in range(3):
-            step = _per_function(sides, dket_center[:, n])
-            tangent = tangent - _contracted(raised[n], potentials) * step
-    return value, tangent
-
-
-_interaction.defjvp(_interaction_jvp, symbolic_zeros=True)
 
 
 def _per_function(sides, of_primitive):
@@ -461,10 +452,6 @@ def _per_function(sides, of_primitive):
         start, end = end, end + nprim
         parts.append(jnp.tile(of_primitive[start : start + nshell], 2 * l + 1))
     return jnp.concatenate(parts)
-
-
-def _zero_if_symbolic(x, f):
-    return None if isinstance(x, SymbolicZero) else f(x)
 
 
 def _widths_move(*tangents):
@@ -503,7 +490,7 @@ def _weighted(sides, width, center, coefficient, ket_width, ket_center, charge, 
 
 
 def _weighted_integrals(sides, *arrays):
-    return jnp.vdot(arrays[-1], _integrals(sides, *arrays[:-1]), precision="highest")
+    return jnp.vdot(arrays[-1], _interaction(sides, *arrays[:-1]), precision="highest")
 
 
 def _weighted_jvp(sides, primals, tangents):
