@@ -83,16 +83,20 @@ def boys(
 
     if order == lowest:
         return value[None]
-    # As a loop, so that XLA keeps each order instead of making all of them anew for each.
-    decay, twice = jnp.exp(-t), 2.0 * t
 
-    def lower(value, inverse):
-        lowered = (twice * value + decay) * inverse
-        return lowered, lowered
+    # On a CPU as a loop, for XLA to keep each order instead of making all of them anew for each.
+    def lowered(value, decay, twice, unroll):
+        def lower(value, inverse):
+            value = (twice * value + decay) * inverse
+            return value, value
 
-    inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
-    lowered = jax.lax.scan(lower, value, inverse, reverse=True)[1]
-    return jnp.concatenate([lowered, value[None]])
+        inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
+        return jax.lax.scan(lower, value, inverse, reverse=True, unroll=unroll)[1]
+
+    loop, flat = (partial(lowered, unroll=unroll) for unroll in (1, True))
+    arguments = value, jnp.exp(-t), 2.0 * t
+    below = jax.lax.platform_dependent(*arguments, cpu=loop, default=flat)
+    return jnp.concatenate([below, value[None]])
 
 
 @boys.defjvp
