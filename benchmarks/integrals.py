@@ -35,10 +35,15 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
-from qchem.integrals.solid import plan_solid, solid_3c, solid_functions, solid_shells
+from qchem.integrals.solid import (
+    plan_solid,
+    solid_2c,
+    solid_3c,
+    solid_functions,
+    solid_shells,
+)
 from qchem.integrals.two_electron import (
     auxiliary_columns,
-    coulomb_2c,
     coulomb_3c,
     coulomb_4c,
     potential,
@@ -153,19 +158,19 @@ class Problem:
             expected = self.mol.intor(integral)[lower]
             seconds, _ = self._timed(lambda i=integral: self.mol.intor(i, hermi=1))
             yield self._row(name, None, value, expected, cost, seconds, expected.size)
-        columns = self._columns(self.aux)
-        value, cost = measure(two, self.aux, self.positions, repeats=self.repeats)
+        solid = plan_solid(self.aux)
+        columns = np.argsort(self._solid_functions(solid))
+        value, cost = measure(two, self.aux, solid, self.positions, repeats=self.repeats)
         value = np.asarray(value)[columns][:, columns]
         seconds, size = self._timed(lambda: self.auxmol.intor("int2c2e", hermi=1))
         expected = self.auxmol.intor("int2c2e")
         yield self._row("(P|Q)", None, value, expected, cost, seconds, size)
-        solid = plan_solid(self.aux)
         arguments = self.basis, self.aux, self.rows, solid, self.positions
         value, cost = measure(three_solid, *arguments, repeats=self.repeats)
         seconds, size = self._timed(
             lambda: df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")
         )
-        value = np.asarray(value)[:, np.argsort(self._solid_functions(solid))]
+        value = np.asarray(value)[:, columns]
         yield self._row("(ab|P)", None, value, self.three, cost, seconds, size)
         yield self._fitted()
         if not self.exact:
@@ -253,8 +258,8 @@ def attraction(basis, rows, positions, nuclei):
     return potential(pair_distributions(basis, rows, positions), nuclei, npair(basis.nao))
 
 
-def two(aux, positions):
-    return coulomb_2c(auxiliary_distributions(aux, positions))
+def two(aux, plan, positions):
+    return solid_2c(solid_shells(aux, plan, positions))
 
 
 def three(basis, aux, rows, positions):
@@ -267,16 +272,13 @@ def three(basis, aux, rows, positions):
 
 def three_solid(basis, aux, rows, plan, positions):
     pairs = pair_distributions(basis, rows, positions)
-    fitting, shells = auxiliary_distributions(aux, positions), solid_shells(aux, plan, positions)
-    return solid_3c(npair(basis.nao), pairs, fitting, shells)
+    return solid_3c(pairs, solid_shells(aux, plan, positions), npair(basis.nao))
 
 
 def fitted(basis, aux, rows, plan, positions):
     pairs = pair_distributions(basis, rows, positions)
-    fitting, shells = auxiliary_distributions(aux, positions), solid_shells(aux, plan, positions)
-    sizes = basis.nao, aux.nao, 0.0
-    (jk,) = DensityFittedJK.build_separated(pairs, fitting, *sizes, shells=shells)
-    return jk.fitted
+    shells = solid_shells(aux, plan, positions)
+    return DensityFittedJK.build(pairs, shells, basis.nao, aux.nao).fitted
 
 
 def four(basis, rows, positions):

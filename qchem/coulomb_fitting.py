@@ -62,12 +62,12 @@ class FittedCoulomb(AbstractJK):
             pairs, aux: Distributions of the AO pairs and of the auxiliary functions.
             nao, naux: Their numbers.
             stored_bytes: (ab|P) is stored if it takes no more.
-            shells: As in `DensityFittedJK.build_separated`.
+            shells: The auxiliary functions once more, where they are solid harmonics: faster.
             reverse: To be differentiated in reverse mode alone, at less cost; stored in any case.
         """
         itemsize = aux[0].coefficient.dtype.itemsize
         if reverse or itemsize * npair(nao) * naux <= stored_bytes:
-            three, two = fitting_arrays(nao, naux, pairs, aux, shells=shells, reverse=reverse)
+            three, two = fitting_arrays(nao, naux, pairs, shells or aux, reverse=reverse)
             return cls(pairs, aux, lower_factor(two), three)
         return cls(pairs, aux, lower_factor(coulomb_2c(aux)), None)
 

@@ -15,21 +15,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from qchem.devices import ALONE, Share
+from qchem.integrals.fitting import (
+    Auxiliary,
+    fitting_2c,
+    fitting_3c,
+    fitting_integrals,
+    weighted_fitting,
+)
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
 from qchem.integrals.shared import from_device_order, to_device_order
-from qchem.integrals.solid import SolidShells, solid_3c, solid_functions
 from qchem.integrals.two_electron import (
     auxiliary_columns,
     coulomb_2c,
     coulomb_3c,
     coulomb_4c,
     coulomb_energy,
-    fitting_integrals,
     weighted_2c,
     weighted_3c,
 )
@@ -177,7 +183,7 @@ class DensityFittedJK(AbstractJK):
 
     @classmethod
     def build(
-        cls, pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], nao: int, naux: int
+        cls, pairs: tuple[Distribution, ...], aux: Auxiliary, nao: int, naux: int
     ) -> DensityFittedJK:
         """Fits the AO pairs."""
         return cls.build_separated(pairs, aux, nao, naux, 0.0)[0]
@@ -186,13 +192,12 @@ class DensityFittedJK(AbstractJK):
     def build_separated(
         cls,
         pairs: tuple[Distribution, ...],
-        aux: tuple[Distribution, ...],
+        aux: Auxiliary,
         nao: int,
         naux: int,
         omega: float,
         *,
         own: tuple[Distribution, ...] = (),
-        shells: tuple[SolidShells, ...] = (),
         share: Share = ALONE,
         reverse: bool = False,
         dtype: DTypeLike | None = None,
@@ -200,13 +205,12 @@ class DensityFittedJK(AbstractJK):
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
-            shells: The auxiliary functions once more, where they are solid harmonics: faster.
             own, share: A device's part of the auxiliary functions: see `qchem.shared_fitting`.
             reverse: To be differentiated in reverse mode alone, at less cost.
             dtype: As in `fit`.
         """
         integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
-        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own, shells), omega)
+        ranges = _separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
         return tuple(cls.fit(*both, share, dtype=dtype) for both in ranges)
 
     @classmethod
@@ -262,7 +266,7 @@ class DensityFittedJK(AbstractJK):
         return _over_columns(add, zero, self.fitted, nao, most=most)
 
 
-def fitting_arrays(nao, naux, pairs, aux, own=(), shells=(), share=ALONE, reverse=False):
+def fitting_arrays(nao, naux, pairs, aux, own=(), share=ALONE, reverse=False):
     """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
 
     Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
@@ -270,13 +274,10 @@ def fitting_arrays(nao, naux, pairs, aux, own=(), shells=(), share=ALONE, revers
     """
     if own:
         return coulomb_3c(pairs, own, npair(nao)), to_device_order(coulomb_2c(aux), aux, own, share)
-    if shells and not reverse:
-        columns = auxiliary_columns(aux, naux)[solid_functions(shells)]
-        return solid_3c(npair(nao), pairs, aux, shells), coulomb_2c(aux)[columns][:, columns]
     if reverse:
         three, two = fitting_integrals((pairs, aux), npair(nao))
     else:
-        three, two = coulomb_3c(pairs, aux, npair(nao)), coulomb_2c(aux)
+        three, two = fitting_3c(pairs, aux, npair(nao)), fitting_2c(aux)
     if three.shape[1] == naux:
         return three, two
     columns = auxiliary_columns(aux, naux)
@@ -381,7 +382,7 @@ def exact_energy(
 
 def fitted_energy(
     pairs: tuple[Distribution, ...],
-    aux: tuple[Distribution, ...],
+    aux: Auxiliary,
     factor: Float[Array, "nspin nao nocc"],
     naux: int,
     coulomb: float,
@@ -414,7 +415,6 @@ def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, facto
     )
 
 
-@_fitted_energy.defjvp
 def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
     *lists, factor = primals
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
@@ -430,11 +430,26 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
         whole, rest = slopes
         slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
 
-    def weighted(*lists):
-        return _weighted_ranges(share, *lists, slopes, exchange.omega)
+    leaves, tree = jax.tree.flatten(lists)
+    changes = jax.tree.leaves(tangents[:-1])
+    moving = [n for n, t in enumerate(changes) if not isinstance(t, SymbolicZero)]
 
-    tangent = jax.jvp(weighted, tuple(lists), tuple(tangents[:-1]))[1]
-    return sum(energies), tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+    def weighted(values):
+        # What does not change is not differentiated: widths would take R of higher orders.
+        given = [*leaves]
+        for n, value in zip(moving, values, strict=True):
+            given[n] = value
+        return _weighted_ranges(share, *jax.tree.unflatten(tree, given), slopes, exchange.omega)
+
+    of_moving = [[x[n] for n in moving] for x in (leaves, changes)]
+    energy = sum(energies)
+    tangent = jax.jvp(weighted, *[(x,) for x in of_moving])[1] if moving else jnp.zeros_like(energy)
+    if not isinstance(tangents[-1], SymbolicZero):
+        tangent = tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+    return energy, tangent
+
+
+_fitted_energy.defjvp(_fitted_energy_jvp, symbolic_zeros=True)
 
 
 def _weights(coulomb, exchange):
@@ -600,8 +615,7 @@ def _weighted_ranges(share, pairs, aux, own, weights, omega):
         if own:
             two = from_device_order(two, aux, own, share)
             return share.total(weighted_3c(pairs, own, three)) + weighted_2c(aux, two)
-        three, two = _filled_up(aux, three, two)
-        return weighted_3c(pairs, aux, three) + weighted_2c(aux, two)
+        return weighted_fitting(pairs, aux, *_filled_up(aux, three, two))
 
     if omega == 0:
         return term(pairs, aux, own, *weights[0])

@@ -1,4 +1,4 @@
-"""(ab|P) of solid harmonics by constant matrices: the same numbers as from the general kernel."""
+"""Integrals of solid harmonics by the product rule: the numbers of the general kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,22 @@ from numpy.testing import assert_allclose
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
+from qchem.compilation import traced_for
 from qchem.integrals import two_electron
 from qchem.integrals.pairs import attenuated, auxiliary_distributions
-from qchem.integrals.solid import plan_solid, solid_3c, solid_functions, solid_shells
-from qchem.integrals.two_electron import auxiliary_columns, coulomb_3c
+from qchem.integrals.solid import (
+    plan_solid,
+    solid_2c,
+    solid_3c,
+    solid_functions,
+    solid_shells,
+    weighted_solid_2c,
+    weighted_solid_3c,
+)
+from qchem.integrals.two_electron import auxiliary_columns, coulomb_2c, coulomb_3c
+from qchem.jk import fitted_energy
 from tests import oracle
-from tests.test_two_electron import NPAIR, POSITIONS, pairs
+from tests.test_two_electron import NAO, NPAIR, POSITIONS, STEP, pairs
 
 # Shells of one, two and three primitives, s to g; the last atoms have none.
 DEEP = Shell(0, (9.0, 2.0, 0.7), (0.2, 0.5, 0.4))
@@ -34,12 +44,22 @@ PLAN = plan_solid(AUX)
 
 
 def both(positions, inverse_omega2=0.0):
-    """From the constant matrices, and from the general kernel in the same order."""
+    """(ab|P) and (P|Q) by the product rule, and from the general kernel in the same order."""
     lists = pairs(positions), auxiliary_distributions(AUX, positions)
     shells = solid_shells(AUX, PLAN, positions)
     lists = [attenuated(x, jnp.asarray(inverse_omega2)) for x in (*lists, shells)]
     columns = auxiliary_columns(lists[1], AUX.nao)[solid_functions(shells)]
-    return solid_3c(NPAIR, *lists), coulomb_3c(*lists[:2], NPAIR)[:, columns]
+    ours = solid_3c(lists[0], lists[2], NPAIR), solid_2c(lists[2])
+    return ours, (
+        coulomb_3c(*lists[:2], NPAIR)[:, columns],
+        coulomb_2c(lists[1])[columns][:, columns],
+    )
+
+
+def assert_same(ours, general, rtol):
+    for one, other in zip(ours, general, strict=True):
+        assert one.shape == other.shape
+        assert_allclose(one, other, rtol=0, atol=rtol * np.abs(other).max())
 
 
 @pytest.mark.parametrize("inverse_omega2", [0.0, 4.0])
@@ -48,24 +68,81 @@ def test_values(inverse_omega2, tile, monkeypatch):
     if tile:
         monkeypatch.setattr(two_electron, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu"), tile))
     ours, general = oracle.jit(both)(POSITIONS, inverse_omega2)
-    assert ours.shape == (NPAIR, AUX.nao)
-    assert_allclose(ours, general, rtol=0, atol=1e-13 * np.abs(general).max())
+    assert ours[0].shape == (NPAIR, AUX.nao)
+    assert_same(ours, general, 1e-13)
+
+
+def test_other_platforms_add_rows_up_alike():
+    with traced_for("cuda"):
+        ours, general = oracle.jit(both)(POSITIONS)
+    assert_same(ours, general, 1e-13)
 
 
 def test_derivatives():
-    """They are those of the general kernel; values in a derivative agree too."""
+    """Of the integrals, in positions and in widths: those of the general kernel."""
     direction = oracle.random_like(POSITIONS, 2)
 
     @oracle.jit
     def slopes(positions):
-        (value, _), (slope, general) = jax.jvp(both, (positions,), (direction,))
-        ends = [both(positions + t * direction)[0] for t in (-1e-4, 1e-4)]
-        return value, slope, general, (ends[1] - ends[0]) / 2e-4
+        by_position = jax.jvp(both, (positions,), (direction,))[1]
+        by_width = jax.jvp(lambda s: both(positions, s), (jnp.asarray(1.0),), (jnp.asarray(1.0),))
+        return by_position, by_width[1]
 
-    value, slope, general, measured = slopes(POSITIONS)
-    assert_allclose(slope, general, rtol=0, atol=1e-13 * np.abs(general).max())
-    assert_allclose(slope, measured, rtol=0, atol=1e-6 * np.abs(general).max())
-    assert np.abs(value).max() > 0.1
+    for ours, general in slopes(POSITIONS):
+        assert_same(ours, general, 1e-12)
+        assert np.abs(general[0]).max() > 1e-3
+
+
+def test_weighted_sums():
+    """Value, forces, and their change along a direction."""
+    three = oracle.random_like(np.zeros((NPAIR, AUX.nao)), 3)
+    two = oracle.random_like(np.zeros((AUX.nao, AUX.nao)), 4)
+    two = two + two.T
+    direction = oracle.random_like(POSITIONS, 5)
+
+    def quick(positions):
+        shells = solid_shells(AUX, PLAN, positions)
+        sums = weighted_solid_3c(pairs(positions), shells, three)
+        return sums + weighted_solid_2c(shells, two)
+
+    def plain(positions):
+        integrals, _ = both(positions)
+        return jnp.vdot(three, integrals[0]) + jnp.vdot(two, integrals[1])
+
+    @oracle.jit
+    def compute(positions):
+        along = lambda t: jax.grad(quick)(positions + t * direction)  # noqa: E731
+        steps = STEP * jnp.asarray([-2.0, -1.0, 1.0, 2.0])
+        change = jax.jvp(along, (jnp.zeros(()),), (jnp.ones(()),))[1]
+        values = [jax.value_and_grad(f)(positions) for f in (quick, plain)]
+        return *values, change, jax.lax.map(along, steps)
+
+    ours, expected, change, displaced = compute(POSITIONS)
+    assert_same(ours, expected, 1e-12)
+    measured = oracle.slope(displaced, STEP)
+    assert_allclose(change, measured, rtol=0, atol=1e-7 * np.abs(measured).max())
+    assert np.abs(measured).max() > 0.1
+
+
+def test_fitted_energy():
+    """The same energy and gradients as with the general kernel's lists."""
+    factor = oracle.random_like(np.zeros((1, NAO, 2)), 4)
+
+    def energy(positions, factor, solid):
+        aux = auxiliary_distributions(AUX, positions)
+        aux = solid_shells(AUX, PLAN, positions) if solid else aux
+        return fitted_energy(pairs(positions), aux, factor, AUX.nao, 1.0, 0.4)
+
+    @oracle.jit
+    def compute(positions, factor):
+        gradient = jax.value_and_grad(energy, argnums=(0, 1))
+        ours, general = (jax.tree.leaves(gradient(positions, factor, x)) for x in (True, False))
+        along = jax.jvp(lambda r: energy(r, factor, True), (positions,), (positions,))[1]
+        return ours, general, along
+
+    ours, general, along = compute(POSITIONS, factor)
+    assert_same(ours, general, 1e-11)
+    assert_allclose(along, jnp.vdot(ours[1], POSITIONS), rtol=1e-10)
 
 
 def test_the_plan_counts_primitives():

@@ -48,16 +48,18 @@ def _table(order: int) -> np.ndarray:
     return np.stack(rows)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def boys(order: int, t: Float[Array, "*batch"]) -> Float[Array, {order} + 1 * batch]:
-    """F_0(T) ... F_order(T), with F_m(T) the integral of u^2m exp(-T u^2) over u from 0 to 1.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 2))
+def boys(
+    order: int, t: Float[Array, "*batch"], lowest: int = 0
+) -> Float[Array, {order - lowest + 1} * batch]:
+    """F_lowest(T) ... F_order(T), with F_m(T) the integral of u^2m exp(-T u^2) over u from 0 to 1.
 
     F_order by a short Taylor step from a table, F_order(T) = sum_k F_{order+k}(T0) (T0 - T)^k / k!,
     or by its asymptotic form; the lower orders by the stable downward recursion
     (9.8.14) of Helgaker, Jørgensen & Olsen (2000). dF_m/dT = -F_{m+1}.
 
     Args:
-        order: Highest order; static.
+        order, lowest: Highest and lowest order; static.
         t: Argument, not negative.
 
     Returns:
@@ -79,17 +81,26 @@ def boys(order: int, t: Float[Array, "*batch"]) -> Float[Array, {order} + 1 * ba
         asymptotic = asymptotic * (m + 0.5) * inverse
     value = jnp.where(near, tabulated, asymptotic)
 
-    values = [value]
-    if order > 0:
-        decay, twice = jnp.exp(-t), 2.0 * t
-        for m in range(order, 0, -1):
-            value = (twice * value + decay) * (1.0 / (2 * m - 1))
-            values.append(value)
-    return jnp.stack(values[::-1])
+    if order == lowest:
+        return value[None]
+
+    # On a CPU as a loop, for XLA to keep each order instead of making all of them anew for each.
+    def lowered(value, decay, twice, unroll):
+        def lower(value, inverse):
+            value = (twice * value + decay) * inverse
+            return value, value
+
+        inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
+        return jax.lax.scan(lower, value, inverse, reverse=True, unroll=unroll)[1]
+
+    loop, flat = (partial(lowered, unroll=unroll) for unroll in (1, True))
+    arguments = value, jnp.exp(-t), 2.0 * t
+    below = jax.lax.platform_dependent(*arguments, cpu=loop, default=flat)
+    return jnp.concatenate([below, value[None]])
 
 
 @boys.defjvp
-def _boys_jvp(order, primals, tangents):
+def _boys_jvp(order, lowest, primals, tangents):
     (t,), (dt,) = primals, tangents
-    values = boys(order + 1, t)
+    values = boys(order + 1, t, lowest)
     return values[:-1], -values[1:] * dt[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from math import pi, sqrt
 
@@ -125,9 +126,19 @@ def hermite_coulomb(
     for m in range(1, order + 1):
         scale = scale * (-2.0 * alpha)
         base.append(values[m] * scale)
-    level = base[order][None]
-    for m in range(order - 1, -1, -1):
-        level = _next_level(order - m, level, base[m], separation)
+    return radial_derivatives(base, separation)
+
+
+def radial_derivatives(
+    base: Sequence[Float[Array, "*batch"]], separation: Float[Array, 3 * batch]
+) -> Float[Array, nhermite * batch]:
+    """Derivatives of a function f of r from its f, f'/r, (1/r d/dr)^2 f, ...
+
+    (9.9.18)-(9.9.20) of Helgaker, Jørgensen & Olsen (2000); in the order of `hermite_powers`.
+    """
+    level = base[-1][None]
+    for degree in range(1, len(base)):
+        level = _next_level(degree, level, base[-1 - degree], separation)
     return level
 
 

@@ -102,7 +102,9 @@ def _axis_table_jvp(la, lb, primals, tangents):
     a, b, separation = primals
     one = (jnp.ones_like(separation),)
     table, slope = jax.jvp(partial(_axis_table, la, lb, a, b), (separation,), one)
-    return table, slope * tangents[2][None]
+    # Spread by a matrix product, so that reverse mode adds up rows by one.
+    spread = jnp.dot(jnp.ones((len(slope), 1), slope.dtype), tangents[2].reshape(1, -1))
+    return table, slope * spread.reshape(slope.shape)
 
 
 axis_table.defjvp(_axis_table_jvp, symbolic_zeros=True)
@@ -141,12 +143,20 @@ def product_expansion(
     for axis in range(3):
         i, j = powers_a[:, axis][:, None, None], powers_b[:, axis][None, :, None]
         inside = np.minimum(t[:, axis], deepest)[None, None, :]
-        factor = table[_row(i, j, inside, table.shape[0], lb), axis]
+        factor = _rows_of(table[:, axis], _row(i, j, inside, table.shape[0], lb))
         product = factor if product is None else product * factor
     if order > deepest:
         exists = (t <= deepest).all(1).astype(float)[None, None, :, None]
         product = product * jnp.asarray(exists, product.dtype)
     return product
+
+
+def _rows_of(table, index):
+    """table[index] as a matrix product, so that no derivative adds up rows one by one."""
+    used, which = np.unique(index, return_inverse=True)
+    chosen = jnp.asarray(np.eye(used.size)[which.ravel()], table.dtype)
+    rows = jnp.dot(chosen, table[used], precision="highest")
+    return rows.reshape(*index.shape, table.shape[1])
 
 
 def product_kinetic(
@@ -159,7 +169,7 @@ def product_kinetic(
         for axis in range(3):
             i, j = powers_a[:, axis][:, None], powers_b[:, axis][None, :]
             t = np.full_like(i, -1 if axis == kinetic else 0)
-            factor = table[_row(i, j, t, table.shape[0], lb), axis]
+            factor = _rows_of(table[:, axis], _row(i, j, t, table.shape[0], lb))
             product = factor if product is None else product * factor
         total = product if total is None else total + product
     return total

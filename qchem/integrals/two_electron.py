@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,38 +124,6 @@ def coulomb_3c(
 
             total = jax.lax.scan(add, total, blocks)[0]
     return total
-
-
-@eqx.filter_custom_vjp
-def fitting_integrals(
-    lists: tuple[tuple[Distribution, ...], tuple[Distribution, ...]], npair: int
-) -> tuple[Float[Array, "npair ncolumn"], Float[Array, "ncolumn ncolumn"]]:
-    """(ab|P) and (P|Q), for reverse mode alone.
-
-    What multiplies their derivatives is known there, so none of these is ever made.
-
-    Args:
-        lists: Those of the AO pairs and of the auxiliary functions.
-    """
-    pairs, aux = lists
-    return coulomb_3c(pairs, aux, npair), coulomb_2c(aux)
-
-
-@fitting_integrals.def_fwd
-def _fitting_integrals_fwd(perturbed, lists, npair):
-    return fitting_integrals(lists, npair), None
-
-
-@fitting_integrals.def_bwd
-def _fitting_integrals_bwd(residuals, weights, perturbed, lists, npair):
-    moving, fixed = eqx.partition(lists, perturbed)
-    three, two = weights
-
-    def change(moving):
-        pairs, aux = eqx.combine(moving, fixed)
-        return weighted_3c(pairs, aux, three) + weighted_2c(aux, 0.5 * (two + two.T))
-
-    return jax.grad(change)(moving)
 
 
 def coulomb_2c(aux: tuple[Distribution, ...]) -> Float[Array, "ncolumn ncolumn"]:

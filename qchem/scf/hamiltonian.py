@@ -320,7 +320,8 @@ class Method(eqx.Module):
             if self.mesh is not None:
                 energy = energy + shared_fitted_energy(*fitting, self.mesh, dtype=self._short)
             elif weights.full or weights.attenuated:
-                energy = energy + fitted_energy(*fitting, dtype=self._short)
+                aux = self._auxiliary(positions)
+                energy = energy + fitted_energy(pairs, aux, *fitting[2:], dtype=self._short)
             else:
                 energy = energy + fitted_coulomb_energy(pairs, aux, density)
         else:
@@ -338,6 +339,11 @@ class Method(eqx.Module):
         """What costs most has this dtype; None for that of the positions."""
         return jnp.float32 if self.precision == "mixed" else None
 
+    def _auxiliary(self, positions):
+        """The auxiliary functions in the form that integrals are fastest of."""
+        shells = solid_shells(self.aux, self.fitting, positions)
+        return shells or auxiliary_distributions(self.aux, positions)
+
     def _exchange_weights(self, scale):
         xc = self.functional
         return ExchangeWeights(
@@ -350,14 +356,13 @@ class Method(eqx.Module):
         if self.two_electron == "df":
             aux = auxiliary_distributions(self.aux, positions)
             sizes = self.basis.nao, self.aux.nao, weights.omega
-            plan = () if reverse or self.mesh is not None else self.fitting
-            shells = solid_shells(self.aux, plan, positions) if plan else ()
+            shells = solid_shells(self.aux, self.fitting, positions)
             if self.mesh is None and not (weights.full or weights.attenuated):
                 storage = {"stored_bytes": self.stored_bytes, "shells": shells, "reverse": reverse}
                 jks = (FittedCoulomb.build(pairs, aux, *sizes[:2], **storage),)
             elif self.mesh is None:
-                how = {"shells": shells, "reverse": reverse, "dtype": self._short}
-                jks = DensityFittedJK.build_separated(pairs, aux, *sizes, **how)
+                how = {"reverse": reverse, "dtype": self._short}
+                jks = DensityFittedJK.build_separated(pairs, shells or aux, *sizes, **how)
             else:
                 sharing = self.mesh, self._short
                 jks = SharedFittedJK.build_separated(pairs, aux, *sizes, *sharing)
