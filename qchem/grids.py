@@ -32,6 +32,7 @@ _ANGULAR_ORDER = (
     (41, 47, 47, 47), (47, 53, 53, 53), (53, 59, 59, 59), (59, 59, 59, 59), (65, 65, 65, 65),
 )
 _LAST_OF_PERIOD = (2, 10, 18)
+_UNROLL = 8  # factors of a cell that are multiplied at once
 
 # V. I. Lebedev, D. N. Laikov, Doklady Mathematics 59, 477 (1999): algebraic order -> points.
 _LEBEDEV_ORDERS = (*range(3, 32, 2), *range(35, 132, 6))
@@ -319,7 +320,8 @@ def _cell_share_jvp(primals, tangents):
     distance, inverse_separation, adjustment, atom = primals
     distance_dot, inverse_separation_dot = tangents[:2]
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
-    mu, nu = _border_coordinate(distance, inverse_separation, adjustment)
+    constants = inverse_separation[:, :, None], adjustment[:, :, None]
+    mu, nu = _border_coordinate(distance[:, None, :], distance[None, :, :], *constants)
     pull = (1 - 2 * adjustment[:, :, None] * mu) * (
         lead[:, None, :] * _log_slope(1 - nu) - lead[None, :, :] * _log_slope(1 + nu)
     )
@@ -331,21 +333,29 @@ def _cell_share_jvp(primals, tangents):
 
 def _partition(distance, inverse_separation, adjustment, atom):
     """Share of the own atom, and own_i - share_i for every atom i."""
-    _, nu = _border_coordinate(distance, inverse_separation, adjustment)
-    # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
-    y = 1 - nu
-    for _ in range(3):
-        y = 0.5 * y * y * (3 - y)
-    cell = jnp.prod(0.5 * y, axis=1)
+
+    def times(cell, other):
+        # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
+        there, *constants = other
+        _, nu = _border_coordinate(distance, there[None], *(x[:, None] for x in constants))
+        y = 1 - nu
+        for _ in range(3):
+            y = 0.5 * y * y * (3 - y)
+        return cell * (0.5 * y), None
+
+    # One atom after another: a product over an axis takes several times as long.
+    others = distance, inverse_separation.T, adjustment.T
+    cell = jax.lax.scan(times, jnp.ones_like(distance), others, unroll=_UNROLL)[0]
     shares = cell / jnp.maximum(jnp.sum(cell, axis=0), jnp.finfo(cell.dtype).tiny)[None, :]
     own = jax.nn.one_hot(atom, cell.shape[0], dtype=cell.dtype, axis=0)
     return jnp.sum(own * shares, axis=0), own - shares
 
 
-def _border_coordinate(distance, inverse_separation, adjustment):
-    """mu_ij, from -1 at atom i to 1 at atom j, and nu_ij = mu + a (1 - mu^2)."""
-    mu = (distance[:, None, :] - distance[None, :, :]) * inverse_separation[:, :, None]
-    return mu, mu + adjustment[:, :, None] * (1 - mu * mu)
+def _border_coordinate(here, there, inverse_separation, adjustment):
+    """mu_ij, from -1 at atom i to 1 at atom j, and nu_ij = mu + a (1 - mu^2), of distances from i
+    and from j."""
+    mu = (here - there) * inverse_separation
+    return mu, mu + adjustment * (1 - mu * mu)
 
 
 def _log_slope(y):
