@@ -103,7 +103,8 @@ def _axis_table_jvp(la, lb, primals, tangents):
     one = (jnp.ones_like(separation),)
     table, slope = jax.jvp(partial(_axis_table, la, lb, a, b), (separation,), one)
     # Spread by a matrix product, so that reverse mode adds up rows by one.
-    spread = jnp.dot(jnp.ones((len(slope), 1), slope.dtype), tangents[2].reshape(1, -1))
+    ones = jnp.ones((len(slope), 1), slope.dtype)
+    spread = jnp.dot(ones, tangents[2].reshape(1, -1), precision="highest")
     return table, slope * spread.reshape(slope.shape)
 
 
