@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -164,7 +165,8 @@ def test_histograms_leave_out_what_hot_chains_have_sampled():
     buffer = ReplayBuffer.empty(10, 1, float)
     for turn in range(4):  # 16 geometries; the first six have made room
         hot = np.array([False, False, True, True])
-        buffer = buffer.push(np.where(hot, 100.0, turn)[:, None, None] + np.zeros((1, 3)))
+        frames = np.where(hot, 100.0, turn)[:, None, None] + np.zeros((1, 3))
+        buffer = buffer.push(jnp.asarray(frames))
     state = SimpleNamespace(samples=[SimpleNamespace(buffer=buffer)])
     for keep_hot, expected in (
         (True, [2, 2, 3, 3]),
