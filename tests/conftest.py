@@ -1,5 +1,13 @@
 """Settings of every test: float64, strict promotion, and annotations checked at run time."""
 
+import os
+
+# XLA's quick way to machine code, as `qchem.program` chooses it: half of the time of all tests.
+# Before JAX is imported; processes that tests start have it too.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
+)
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
