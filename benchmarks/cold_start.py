@@ -2,10 +2,10 @@
 
 And how long does `import qchem` take beside `import jax` (medians of several processes)?
 
-The installed command in a process of its own, with an empty compilation cache and then with what
-that run has left there. Wall time counts from the start of the process to its end; files of the
-environment may be in the operating system's cache. Errors are against reference.json, in hartree
-and hartree/bohr.
+The installed command, which uses all cores, in a process of its own, with an empty compilation
+cache and then with what that run has left there. Wall time counts from the start of the process to
+its end; files of the environment may be in the operating system's cache. Errors are against
+reference.json, in hartree and hartree/bohr.
 """
 
 import json

@@ -1,8 +1,8 @@
 """How do several devices speed up a batch of geometries, and one molecule?
 
 Each row has a process of its own, with as many devices as it names; on a CPU these are forced, and
-share its cores. A batch is shared by geometries, one molecule by grid and auxiliary functions
-(energy and gradient of `energy_fn` in density fitting). `gain` is the throughput over that of one
+share its cores. A batch is shared by geometries, one molecule by integrals and grid (energy and
+gradient of `energy_fn` in density fitting). `gain` is the throughput over that of one
 geometry after another on one device with all cores, the first row of each molecule. `peak_bytes` is
 what the program takes on each device. Errors, in hartree and hartree/bohr: `energy_error` and
 `forces_error` are the largest deviations from `qchem.energy` at single geometries of the batch,

@@ -1,15 +1,17 @@
 """How fast are the integrals, class by class and in total, beside libcint on the same threads?
 
-(ab|P) and (ab|ab) of single classes, by the general kernel; whole matrices and tensors at the end,
-as a calculation makes them. Positions in, AO arrays out. `order` is the highest Hermite degree, l
-of all functions together; it is padded for auxiliary functions as it is in a calculation, and
-without padding for pairs. `ratio` compares the time for one integral: in (ab|ab) with a != b
-libcint makes both (ab|a'b') and (a'b'|ab). `error` is the largest deviation as a part of the
-largest integral; `error_hartree` is the deviation itself.
+(ab|P) and (ab|ab) of single classes, by the general kernel on one device; whole matrices and
+tensors at the end, as a calculation makes them, on all cores that the process may use. Positions
+in, AO arrays out. `order` is the highest Hermite degree, l of all functions together; it is padded
+for auxiliary functions as it is in a calculation, and without padding for pairs. `ratio` compares
+the time for one integral: in (ab|ab) with a != b libcint makes both (ab|a'b') and (a'b'|ab).
+`error` is the largest deviation as a part of the largest integral; `error_hartree` is the deviation
+itself.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import PartitionSpec as P
 from pyscf import df, gto
 
+import qchem
 from benchmarks.measure import configure_jax, device, measure, stopwatch
 from benchmarks.molecules import Name, molecule
 from benchmarks.peer import molecule as pyscf_molecule
@@ -26,6 +30,8 @@ from benchmarks.report import Report
 from qchem import Basis
 from qchem.basis.library import default_auxiliary
 from qchem.basis.spherical import ncomponent
+from qchem.devices import MOLECULE, Share, spread
+from qchem.fitted_jk import DensityFittedJK
 from qchem.integrals.moments import packed_moment
 from qchem.integrals.pairs import (
     auxiliary_distributions,
@@ -35,6 +41,7 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
+from qchem.integrals.shared import filled_lists, to_device_order
 from qchem.integrals.solid import (
     plan_solid,
     solid_2c,
@@ -46,9 +53,10 @@ from qchem.integrals.two_electron import (
     auxiliary_columns,
     coulomb_3c,
     coulomb_4c,
+    own_rows,
     potential,
 )
-from qchem.jk import DensityFittedJK
+from qchem.jk import PackedJK
 
 LETTERS = "spdfghi"
 
@@ -80,6 +88,7 @@ class Problem:
     def __init__(self, options: Options):
         mol = molecule(options.molecule)
         self.repeats, self.max_l, self.aux_l = options.repeats, options.max_l, options.aux_l
+        self.mesh = qchem.use_cores()
         self.numbers, self.positions = mol.numbers, jnp.asarray(mol.positions)
         self.basis = Basis.from_name(mol.numbers, options.basis)
         self.aux = Basis.from_name(mol.numbers, default_auxiliary(options.basis), auxiliary=True)
@@ -123,7 +132,7 @@ class Problem:
     def four_centre_classes(self) -> Iterator[dict[str, Any]]:
         """(ab|ab), each class with itself."""
         for rows in self._classes():
-            value, cost = measure(four, self.basis, (rows,), self.positions, repeats=self.repeats)
+            value, cost = self._measured(four_of_class, self.basis, (rows,), self.positions)
             pairs = self._pairs(rows)
             i, j = np.tril_indices(pairs.size)
             high, low = pairs[i], pairs[j]  # ascending
@@ -154,35 +163,57 @@ class Problem:
         arguments = {"overlap": orbital, "kinetic": orbital, "attraction": (*orbital, nuclei)}
         functions = {"overlap": overlap, "kinetic": kinetic, "attraction": attraction}
         for name, integral in square.items():
-            value, cost = measure(functions[name], *arguments[name], repeats=self.repeats)
+            shared = () if name != "attraction" else (self.mesh,)
+            value, cost = self._measured(functions[name], *arguments[name], *shared)
             expected = self.mol.intor(integral)[lower]
             seconds, _ = self._timed(lambda i=integral: self.mol.intor(i, hermi=1))
             yield self._row(name, None, value, expected, cost, seconds, expected.size)
         solid = plan_solid(self.aux)
-        columns = np.argsort(self._solid_functions(solid))
-        value, cost = measure(two, self.aux, solid, self.positions, repeats=self.repeats)
-        value = np.asarray(value)[columns][:, columns]
+        functions = self._solid_functions(solid)
+        value, cost = self._measured(two, self.aux, solid, self.positions, self.mesh)
+        value = np.asarray(value)[np.argsort(functions)][:, np.argsort(functions)]
         seconds, size = self._timed(lambda: self.auxmol.intor("int2c2e", hermi=1))
         expected = self.auxmol.intor("int2c2e")
         yield self._row("(P|Q)", None, value, expected, cost, seconds, size)
-        arguments = self.basis, self.aux, self.rows, solid, self.positions
-        value, cost = measure(three_solid, *arguments, repeats=self.repeats)
+        arguments = self.basis, self.aux, self.rows, solid, self.positions, self.mesh
+        value, cost = self._measured(three_solid, *arguments)
         seconds, size = self._timed(
             lambda: df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")
         )
-        value = np.asarray(value)[:, columns]
-        yield self._row("(ab|P)", None, value, self.three, cost, seconds, size)
-        yield self._fitted()
+        expected = np.zeros(value.shape)
+        column = self._shared_columns(solid)
+        expected[:, column > 0] = self.three[:, functions[column[column > 0] - 1]]
+        yield self._row("(ab|P)", None, value, expected, cost, seconds, size)
+        yield self._fitted(arguments)
         if not self.exact:
             return
-        value, cost = measure(four, *orbital, repeats=self.repeats)
+        jk, cost = self._measured(four, *orbital, self.mesh)
         seconds, size = self._timed(lambda: self.mol.intor("int2e", aosym="s8"))
-        yield self._row("(ab|cd)", None, value, self.four, cost, seconds, size)
+        yield self._row("(ab|cd)", None, self._packed(jk), self.four, cost, seconds, size)
 
-    def _fitted(self):
+    def _measured(self, function, *arguments):
+        return measure(function, *arguments, repeats=self.repeats)
+
+    def _shared_columns(self, plan):
+        """Numbers from 1 of the columns of all devices, as one list has them; 0 fills up."""
+        shells = solid_shells(self.aux, plan, self.positions)
+        numbers = jnp.diag(jnp.arange(1.0, 1 + self.aux.nao))
+        moved = to_device_order(numbers, shells, Share.of(self.mesh))
+        return np.asarray(jnp.diag(moved)).astype(int)
+
+    def _packed(self, jk):
+        """The integrals in one row after another, from those of all devices."""
+        eri, count = np.asarray(jk.eri), 1 if self.mesh is None else self.mesh.size
+        device = np.repeat(np.arange(count), len(jk.ao) // count)
+        rows = {}
+        for a, shift, start in zip(jk.ao, jk.shift, device * (eri.size // count)):
+            first, last = npair(int(a)), npair(int(a) + 1)
+            rows[int(a)] = eri[start + shift + npair(first) : start + shift + npair(last)]
+        return np.concatenate([rows[a] for a in range(self.basis.nao)])
+
+    def _fitted(self, arguments):
         """(ab|P) with the metric's factor divided out; compared on random densities."""
-        arguments = self.basis, self.aux, self.rows, plan_solid(self.aux), self.positions
-        value, cost = measure(fitted, *arguments, repeats=self.repeats)
+        value, cost = self._measured(fitted, *arguments)
         peer = df.incore.cholesky_eri(self.mol, auxmol=self.auxmol)
         seconds, _ = self._timed(lambda: df.incore.cholesky_eri(self.mol, auxmol=self.auxmol))
         densities = np.random.default_rng(0).normal(size=(self.npair, 3))
@@ -197,7 +228,7 @@ class Problem:
             1,
         )
         ratio = cost.run_s / seconds
-        return row | {"count": value.size, "per_s": value.size / cost.run_s, "ratio": ratio}
+        return row | {"count": peer.size, "per_s": peer.size / cost.run_s, "ratio": ratio}
 
     def _columns(self, aux):
         """Where our arrays have each auxiliary function."""
@@ -254,12 +285,19 @@ def kinetic(basis, rows, positions):
     return pair_expansions(basis, rows, positions)[1]
 
 
-def attraction(basis, rows, positions, nuclei):
-    return potential(pair_distributions(basis, rows, positions), nuclei, npair(basis.nao))
+def attraction(basis, rows, positions, nuclei, mesh):
+    share, size = Share.of(mesh), npair(basis.nao)
+
+    def shared(pairs, nuclei):
+        return share.total(potential(own_rows(pairs, share, size), nuclei, size))
+
+    pairs = pair_distributions(basis, rows, positions)
+    return spread(shared, mesh, P(), P())(pairs, nuclei)
 
 
-def two(aux, plan, positions):
-    return solid_2c(solid_shells(aux, plan, positions))
+def two(aux, plan, positions, mesh):
+    metric = partial(solid_2c, share=Share.of(mesh))
+    return spread(metric, mesh, P(), P())(solid_shells(aux, plan, positions))
 
 
 def three(basis, aux, rows, positions):
@@ -270,18 +308,24 @@ def three(basis, aux, rows, positions):
     return coulomb_3c(pairs, fitting, npair(basis.nao))
 
 
-def three_solid(basis, aux, rows, plan, positions):
+def three_solid(basis, aux, rows, plan, positions, mesh):
     pairs = pair_distributions(basis, rows, positions)
-    return solid_3c(pairs, solid_shells(aux, plan, positions), npair(basis.nao))
+    own = filled_lists(solid_shells(aux, plan, positions), Share.of(mesh).count)
+    make = partial(solid_3c, npair=npair(basis.nao))
+    return spread(make, mesh, (P(), P(MOLECULE)), P(None, MOLECULE))(pairs, own)
 
 
-def fitted(basis, aux, rows, plan, positions):
+def fitted(basis, aux, rows, plan, positions, mesh):
     pairs = pair_distributions(basis, rows, positions)
-    shells = solid_shells(aux, plan, positions)
-    return DensityFittedJK.build(pairs, shells, basis.nao, aux.nao).fitted
+    lists = pairs, solid_shells(aux, plan, positions), basis.nao, aux.nao
+    return DensityFittedJK.build_separated(*lists, 0.0, mesh=mesh)[0].fitted
 
 
-def four(basis, rows, positions):
+def four(basis, rows, positions, mesh):
+    return PackedJK.build(pair_distributions(basis, rows, positions), basis.nao, mesh)
+
+
+def four_of_class(basis, rows, positions):
     return coulomb_4c(pair_distributions(basis, rows, positions), npair(basis.nao))
 
 

@@ -23,10 +23,11 @@ from benchmarks.counting import compulsory_bytes, operations
 from benchmarks.measure import configure_jax, device, measure, stopwatch
 from benchmarks.molecules import Name, molecule
 from benchmarks.report import Report
+from qchem.fitted_jk import DensityFittedJK
 from qchem.integrals.kernel import _operands, _separated
 from qchem.integrals.pairs import auxiliary_distributions, npair, pair_distributions
 from qchem.integrals.two_electron import _tile_rows, blocks_of, coulomb_2c, coulomb_3c, coulomb_4c
-from qchem.jk import DensityFittedJK, PackedJK
+from qchem.jk import PackedJK
 from qchem.xc.quadrature import density_and_gradient
 
 GEMM, STREAM = 2048, 1 << 25  # sizes

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qchem.batches import Energies, energies
     from qchem.calculation import energy, energy_fn
     from qchem.compilation import platform, program, traced_for
-    from qchem.devices import map_geometries, sum_geometries
+    from qchem.devices import map_geometries, sum_geometries, use_cores
     from qchem.energy_function import EnergyFunction, Relaxed
     from qchem.errors import ConvergenceError, InputError, NotEnoughMemoryError, QChemError
     from qchem.grids import Grid
@@ -67,13 +67,14 @@ __all__ = [
     "solve",
     "sum_geometries",
     "traced_for",
+    "use_cores",
 ]
 _MODULES = {
     "qchem.basis.layout": "Basis",
     "qchem.batches": "Energies energies",
     "qchem.calculation": "energy energy_fn",
     "qchem.compilation": "platform program traced_for",
-    "qchem.devices": "map_geometries sum_geometries",
+    "qchem.devices": "map_geometries sum_geometries use_cores",
     "qchem.energy_function": "EnergyFunction Relaxed",
     "qchem.errors": "ConvergenceError InputError NotEnoughMemoryError QChemError",
     "qchem.grids": "Grid",

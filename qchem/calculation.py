@@ -81,7 +81,8 @@ def energy(
         field: A uniform electric field, hartree/(e bohr).
         forces: The result will be asked for forces: where the memory would not hold their part of
             the calculation, that is said at the start.
-        mesh: Devices that share grid and auxiliary functions, by one axis called "molecule".
+        mesh: Devices that share integrals and grid, by one axis called "molecule": see
+            `qchem.use_cores`.
         precision: "mixed" has float32 where most of the time goes, for devices that are slow in
             float64: energies within 1e-5 hartree, see docs/precision.md.
         **scf_options: Of `qchem.scf.solve`, `max_cycles`, `level_shift`, `damping` or `smearing`
@@ -175,8 +176,8 @@ def energy_fn(
         solver: With "auto" second-order cycles are compiled too, for where DIIS stalls.
         chunk: Geometries held at once under `vmap`; the memory grows with it. On a CPU they follow
             one another.
-        mesh: Devices that share the geometries of a batch, by an axis called "geometry", or grid
-            and auxiliary functions of each, by an axis called "molecule".
+        mesh: Devices that share the geometries of a batch, by an axis called "geometry", or
+            integrals and grid of each, by an axis called "molecule".
         basis, xc, two_electron, aux, grid, cartesian, unrestricted, guess, field, precision,
             **scf_options: As in `energy`.
     """

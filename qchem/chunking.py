@@ -23,7 +23,7 @@ def tiled_sum(
     params: PyTree,
     rows: PyTree,
     columns: PyTree,
-    tiles: tuple[Int[np.ndarray, " ntile"], Int[np.ndarray, " ntile"]],
+    tiles: tuple[Int[Array | np.ndarray, " ntile"], Int[Array | np.ndarray, " ntile"]],
     wanted: Callable[[PyTree, PyTree], Bool[Array, ""]] | None = None,
 ) -> Float[Array, ""]:
     """Sum of f(params, rows[i], columns[j]) over tiles (i, j), one at a time.
@@ -38,8 +38,9 @@ def tiled_sum(
             closure. Its dtype is that of their floats.
         params: What all tiles share; leaves that are not floating point are passed through.
         rows, columns: Stacked along the leading axis of each leaf.
-        tiles: The indices i and j.
-        wanted: Whether the tile of a row and a column counts; all do if not given.
+        tiles: The indices i and j; where they are -1 there is none.
+        wanted: Whether the tile of a row and a column counts; all do if not given, and then there
+            must be no -1.
 
     Returns:
         The sum, in the order of `tiles`.
@@ -48,19 +49,19 @@ def tiled_sum(
     leaves, tree = jax.tree.flatten(arguments)
     ends = np.cumsum([len(jax.tree.leaves(part)) for part in arguments])
     group = np.searchsorted(ends, np.arange(len(leaves)), side="right")  # of each leaf
-    tiles = tuple(np.asarray(index, np.int32) for index in tiles)
+    leaves += [jnp.asarray(index, jnp.int32) for index in tiles]
     dtype = next(x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
     zero = np.zeros((), dtype)  # no traced value: the rule would close over it
 
     def chosen(leaves, tile):
         at = (None, *tile)
-        pairs = zip(leaves, group, strict=True)
+        pairs = zip(leaves[:-2], group, strict=True)
         return [x if g == 0 else jax.lax.dynamic_index_in_dim(x, at[g], 0, False) for x, g in pairs]
 
-    def if_wanted(function, parts, nothing):
+    def if_wanted(function, parts, tile, nothing):
         if wanted is None:
             return function(parts)
-        condition = wanted(*jax.tree.unflatten(tree, parts)[1:])
+        condition = wanted(*jax.tree.unflatten(tree, parts)[1:]) & (tile[0] >= 0)
         return jax.lax.cond(condition, function, lambda _: nothing, parts)
 
     def term(parts):
@@ -69,9 +70,9 @@ def tiled_sum(
     @jax.custom_jvp
     def total(*leaves):
         def step(value, tile):
-            return value + if_wanted(term, chosen(leaves, tile), zero), None
+            return value + if_wanted(term, chosen(leaves, tile), tile, zero), None
 
-        return jax.lax.scan(step, zero, tiles)[0]
+        return jax.lax.scan(step, zero, tuple(leaves[-2:]))[0]
 
     def value_and_gradients(leaves, perturbed):
         # Recomputed, not stored, when this loop is itself differentiated in reverse mode.
@@ -88,7 +89,7 @@ def tiled_sum(
         def step(sums, tile):
             parts = chosen(leaves, tile)
             nothing = zero, [jnp.zeros_like(parts[k]) for k in perturbed]
-            value, gradients = if_wanted(of_tile, parts, nothing)
+            value, gradients = if_wanted(of_tile, parts, tile, nothing)
             at = (None, *tile)
             summed = [
                 _added(total, gradient, at[group[k]])
@@ -97,7 +98,7 @@ def tiled_sum(
             return (sums[0] + value, summed), None
 
         sums = zero, [jnp.zeros_like(leaves[k]) for k in perturbed]
-        return jax.lax.scan(step, sums, tiles)[0]
+        return jax.lax.scan(step, sums, tuple(leaves[-2:]))[0]
 
     def rule(primals, tangents):
         perturbed = [k for k, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]

@@ -61,6 +61,8 @@ class Energy:
     """Convergence threshold of the orbital gradient."""
     forces: bool = False
     """Also compute the forces."""
+    cores: int | None = None
+    """Cores that share the calculation, without an accelerator; by default all there are."""
     json: bool = False
     """Print one JSON object to stdout."""
     out: Path | None = None
@@ -121,11 +123,13 @@ def _energy(options: Energy) -> int:
         import qchem
         from qchem.molecule import Molecule
 
+        mesh = qchem.use_cores(options.cores)
+
         mol = Molecule.from_xyz(
             options.file, charge=options.charge, multiplicity=options.multiplicity
         )
         try:
-            result = qchem.energy(mol, forces=options.forces, **settings)
+            result = qchem.energy(mol, forces=options.forces, mesh=mesh, **settings)
         except ConvergenceError as error:
             report = {"converged": False, "residual": error.residual, "cycles": error.cycles}
         else:

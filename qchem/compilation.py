@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class _Executable:
     def of(cls, function, tree, fixed, arrays) -> _Executable:
         """From the disk, or else compiled."""
         path = _path(function, tree, fixed)
-        found = None if path is None else cls._loaded(path, arrays)
+        found = None if path is None else cls._loaded(path)
         if found is None:
             hits = _hits()
             before = len(hits)
@@ -131,15 +132,14 @@ class _Executable:
         return found
 
     @classmethod
-    def _loaded(cls, path, arrays) -> _Executable | None:
+    def _loaded(cls, path) -> _Executable | None:
         try:
             content = path.read_bytes()
             path.touch()  # it is in use
         except OSError:
             return None
         try:
-            serialized, in_tree, out_tree, skeleton = pickle.loads(content)
-            devices = _devices(arrays)
+            serialized, in_tree, out_tree, skeleton, devices = _Unpickler(BytesIO(content)).load()
             _prepare_linear_algebra()
             return cls(
                 deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices),
@@ -192,16 +192,25 @@ def _path(function, tree, fixed) -> Path | None:
     return Path(folder, FOLDER, f"{callable_name(function)}-{digest}")
 
 
-def _devices(arrays) -> list[Any]:
-    """Those that a program of these arguments runs on."""
-    for x in arrays:
-        if isinstance(x, jax.Array) and x.committed:
-            sharding = x.sharding
-            if isinstance(sharding, jax.sharding.NamedSharding):
-                return list(sharding.mesh.devices.flat)
-            return list(sharding.device_set)
-    default = jax.config.jax_default_device
-    return [default if isinstance(default, jax.Device) else jax.local_devices()[0]]
+class _Pickler(pickle.Pickler):
+    """Devices, which meshes hold, are written as their numbers."""
+
+    def persistent_id(self, x):
+        return x.id if isinstance(x, jax.Device) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid):
+        return next(device for device in jax.devices() if device.id == pid)
+
+
+def _devices(compiled) -> list[jax.Device]:
+    """Those that a program runs on, in its order."""
+    shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
+    for sharding in shardings:
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            return list(sharding.mesh.devices.flat)
+    return list(shardings[0].device_set) if shardings else jax.local_devices()[:1]
 
 
 @cache
@@ -220,14 +229,15 @@ def _hits() -> list[str]:
 def _keep(path: Path, compiled, skeleton) -> None:
     """Write the file in one step. Some programs cannot be written, those that call the host for
     example; and where a file cannot be, the next process compiles again."""
+    content = BytesIO()
     try:
-        content = pickle.dumps((*serialize(compiled), skeleton))
+        _Pickler(content).dump((*serialize(compiled), skeleton, _devices(compiled)))
     except (NotImplementedError, ValueError, TypeError, pickle.PicklingError, AttributeError):
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.getbuffer())
         temporary.replace(path)
         remove_unused(path.parent)
     except OSError as error:

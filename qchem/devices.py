@@ -1,4 +1,4 @@
-"""Devices that share work: geometries of a batch, or grid and auxiliary functions of one molecule.
+"""Devices that share work: geometries of a batch, or integrals and grid of one molecule.
 
 The axis of a `jax.sharding.Mesh` says which: "geometry" or "molecule". Devices may belong to
 several processes.
@@ -6,16 +6,19 @@ several processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from qchem.compilation import platform
 from qchem.errors import InputError
@@ -34,11 +37,38 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
     if mesh.axis_names not in ((GEOMETRY,), (MOLECULE,)):
         raise InputError(
             f"a mesh with the axes {mesh.axis_names}; one axis is needed, {GEOMETRY!r} (of a batch)"
-            f" or {MOLECULE!r} (grid and auxiliary functions of each), as in "
+            f" or {MOLECULE!r} (integrals and grid of each), as in "
             f"jax.make_mesh(({mesh.size},), ({GEOMETRY!r},))."
         )
     # Without the axis types of the caller's mesh: what is shared here is said where it is shared.
     return Mesh(mesh.devices, mesh.axis_names) if mesh.axis_names == (axis,) else None
+
+
+def use_cores(count: int | None = None) -> Mesh | None:
+    """A mesh that shares one molecule by the cores of this machine, each made a device.
+
+    One geometry keeps few cores busy otherwise: XLA runs a loop on one of them. To be called before
+    JAX computes anything; later, what devices there are is what there is.
+
+    Args:
+        count: By default all cores that this process may use.
+
+    Returns:
+        The mesh; None where there is one device, or on an accelerator.
+
+    Raises:
+        InputError: A count below 1.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = (allowed or 1) if count is None else count
+    if count < 1:
+        raise InputError(f"{count} cores; 1 or more are needed.")
+    with suppress(RuntimeError):  # JAX is at work already
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.local_devices()[:count]
+    if devices[0].platform != "cpu" or len(devices) == 1:
+        return None
+    return Mesh(np.array(devices), (MOLECULE,))
 
 
 def check_placement(x: Array | Any) -> None:
@@ -51,11 +81,13 @@ def check_placement(x: Array | Any) -> None:
         )
 
 
-def spread(f: Callable[..., PyTree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
-    """`jax.shard_map` of functions whose arguments hold more than arrays of JAX.
+def spread(f: Callable[..., PyTree], mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
+    """`jax.shard_map` of functions whose arguments hold more than arrays of JAX; f without a mesh.
 
     The rest each device has, as it is.
     """
+    if mesh is None:
+        return f
 
     def call(*args):
         arrays, rest = eqx.partition(args, eqx.is_array)
@@ -84,15 +116,39 @@ class Share:
     count: int = 1
 
     @classmethod
-    def of(cls, mesh: Mesh) -> Share:
-        """Of a mesh with one axis."""
-        return cls(mesh.axis_names[0], mesh.size)
+    def of(cls, mesh: Mesh | None) -> Share:
+        """Of a mesh with one axis, or of none."""
+        return cls() if mesh is None else cls(mesh.axis_names[0], mesh.size)
+
+    @property
+    def alone(self) -> bool:
+        """There is nobody to share with."""
+        return self.axis is None
+
+    def index(self) -> Int[Array, ""]:
+        """Which of the devices this is."""
+        return jax.lax.axis_index(self.axis)
+
+    def dealt(self, *lists: Int[np.ndarray, " n"]) -> tuple[Int[Array | np.ndarray, " own"], ...]:
+        """A device's elements, dealt out in turn; -1 where there are not enough."""
+        if self.axis is None:
+            return lists
+        missing = -len(lists[0]) % self.count
+        filled = [np.pad(x, (0, missing), constant_values=-1) for x in lists]
+        return tuple(jnp.asarray(x.reshape(-1, self.count))[:, self.index()] for x in filled)
+
+    def collected(self, own: Float[Array, "own ..."], n: int) -> Float[Array, "{n} ..."]:
+        """What all devices have made of n elements that were `dealt` out."""
+        if self.axis is None:
+            return own
+        every = jax.lax.all_gather(own, self.axis, axis=1)
+        return every.reshape(-1, *own.shape[1:])[:n]
 
     def total(self, x: PyTree) -> PyTree:
         """Sum over the devices."""
         return x if self.axis is None else jax.lax.psum(x, self.axis)
 
-    def whole(self, own: Float[Array, " own"]) -> Float[Array, " all"]:
+    def whole(self, own: Float[Array, "own ..."]) -> Float[Array, "all ..."]:
         """The parts of all devices, one after another."""
         return own if self.axis is None else jax.lax.all_gather(own, self.axis, tiled=True)
 
@@ -101,20 +157,34 @@ class Share:
         if self.axis is None:
             return whole
         size = whole.size // self.count
-        return jax.lax.dynamic_slice(whole, (jax.lax.axis_index(self.axis) * size,), (size,))
+        return jax.lax.dynamic_slice(whole, (self.index() * size,), (size,))
+
+    def total_part(self, x: Float[Array, " all"]) -> Float[Array, " own"]:
+        """A device's part of the sum over the devices."""
+        return x if self.axis is None else jax.lax.psum_scatter(x, self.axis, tiled=True)
 
     def to_rows(self, columns: Float[Array, "nrow own"]) -> Float[Array, "some all"]:
         """All columns of some rows, the last devices' filled up with zeros, for own columns."""
         if self.axis is None:
             return columns
+        own = columns.shape[1]
         columns = jnp.pad(columns, ((0, -len(columns) % self.count), (0, 0)))
-        return jax.lax.all_to_all(columns, self.axis, 0, 1, tiled=True)
+        parts = self._exchanged(columns).reshape(self.count, -1, own)
+        return jnp.swapaxes(parts, 0, 1).reshape(-1, self.count * own)
 
     def to_columns(self, rows: Float[Array, "some all"], nrow: int) -> Float[Array, "{nrow} own"]:
         """The reverse of `to_rows`."""
         if self.axis is None:
             return rows
-        return jax.lax.all_to_all(rows, self.axis, 1, 0, tiled=True)[:nrow]
+        own = rows.shape[1] // self.count
+        parts = jnp.swapaxes(rows.reshape(-1, self.count, own), 0, 1)
+        return self._exchanged(parts).reshape(-1, own)[:nrow]
+
+    def _exchanged(self, x):
+        """The n-th part along the leading axis goes to the n-th device."""
+        # In one dimension: of others XLA may give the parts different layouts, which it then
+        # refuses (jaxlib 0.10, CPU).
+        return jax.lax.all_to_all(x.ravel(), self.axis, 0, 0, tiled=True)
 
 
 ALONE = Share()

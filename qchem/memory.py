@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from qchem.compilation import platform
 from qchem.errors import NotEnoughMemoryError
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import npair
@@ -18,6 +19,14 @@ _MARGIN = 0.95  # of what is available: the rest is for what is not counted
 _PROGRAMS = 400 << 20  # compiled programs and the interpreter
 _HISTORY = inspect.signature(solve).parameters["diis_size"].default
 _TILES = 200 << 20  # tiles of integrals, unpacked columns, chunks of points
+# Of what devices that share a molecule have but a part; the rest each has, four-index integrals
+# while they are made included.
+_SHARED = (
+    "three-index integrals",
+    "float32 copies of them",
+    "products of orbitals",
+    "values on the grid",
+)
 
 
 def estimated_bytes(
@@ -26,7 +35,8 @@ def estimated_bytes(
     """The large arrays of a calculation that are in memory together when most of it is in use.
 
     They are counted from the sizes of the molecule; a test compares them with what XLA's own
-    analysis says of the compiled programs.
+    analysis says of the compiled programs. Where devices share a molecule, of one of them, or of
+    all cores together.
 
     Args:
         method: What is calculated.
@@ -38,8 +48,11 @@ def estimated_bytes(
     if forces:
         stages.append(_of_forces(method, nocc, itemsize))
     largest = max(stages, key=lambda stage: sum(stage.values()))
-    estimate = {name: itemsize * size for name, size in largest.items()}
-    return estimate | {"programs and tiles": _PROGRAMS + _TILES}
+    ndevice = 1 if method.mesh is None else method.mesh.size
+    together = ndevice if platform() == "cpu" else 1  # with the same memory
+    copies = {name: together / ndevice if name in _SHARED else together for name in largest}
+    estimate = {name: int(itemsize * size * copies[name]) for name, size in largest.items()}
+    return estimate | {"programs and tiles": _PROGRAMS + together * _TILES}
 
 
 def _of_energy(method, nocc, itemsize):
@@ -51,7 +64,7 @@ def _of_energy(method, nocc, itemsize):
     if method.two_electron == "df":
         naux = method.aux.nao
         stored = nrange * packed * naux
-        if _has_exchange(method) or itemsize * stored <= method.stored_bytes:
+        if _has_exchange(method) or _kept(method, itemsize * stored):
             sizes["three-index integrals"] = stored
         if mixed and _has_exchange(method):
             sizes["float32 copies of them"] = stored // 2
@@ -61,9 +74,14 @@ def _of_energy(method, nocc, itemsize):
         sizes["rows of them, unpacked"] = nao * packed + nao**3
     sizes["orbitals and their history"] = nspin * nao**2 * (3 * _HISTORY + 12) + 8 * nao**2
     stored = _grid_values(method) // (2 if mixed else 1)
-    if itemsize * stored <= method.stored_bytes:
+    if _kept(method, itemsize * stored):
         sizes["values on the grid"] = stored
     return sizes | {"a chunk of points": _chunk(method)}
+
+
+def _kept(method, size):
+    """Whether this many bytes, of all devices, are kept for all cycles."""
+    return size <= method.device_bytes * (1 if method.mesh is None else method.mesh.size)
 
 
 def _of_forces(method, nocc, itemsize):
@@ -177,6 +195,8 @@ def _advice(method, nocc, forces, itemsize, available):
 
     if forces and fits(forces=False):
         return "the energy alone would fit."
+    if method.mesh is not None and platform() == "cpu":
+        return "fewer cores take less, --cores 1 least."
     if method.two_electron == "df":
         if _has_exchange(method):
             return (

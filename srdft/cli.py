@@ -4,10 +4,8 @@ Exit codes: 0 done; 1 a calculation that failed; 2 wrong input; 130 interrupted 
 first). Results that programs read go to stdout, text for people to stderr.
 """
 
-import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,24 +198,13 @@ def _start(options: Train) -> None:
     if options.coordinator is None:
         if options.processes != 1:
             raise InputError("several processes need --coordinator HOST:PORT.")
-        _use_cores()
+        from qchem import use_cores
+
+        use_cores()  # one geometry keeps few cores busy, several at once keep all
         return
     import jax
 
     jax.distributed.initialize(options.coordinator, options.processes, options.process)
-
-
-def _use_cores() -> None:
-    """Make each core a device: one geometry keeps few cores busy, several at once keep all.
-
-    Too late, and left alone, where JAX is at work already.
-    """
-    import jax
-
-    allowed = hasattr(os, "sched_getaffinity")
-    number = len(os.sched_getaffinity(0)) if allowed else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", number)
 
 
 def _prepare_directory(run: Path, config: Any) -> None:
@@ -232,12 +219,13 @@ def _prepare_directory(run: Path, config: Any) -> None:
 
 def _sample(options: Sample) -> int:
     configure_jax()
-    _use_cores()
+    from qchem import use_cores
     from srdft.data import Frames, xyz_text
     from srdft.experiment import model_of
     from srdft.progress import bar
     from srdft.sampling import collect
 
+    use_cores()
     if options.n < 1:
         raise InputError(f"--n {options.n}; it must be 1 or more.")
     with output_file(options.out) as write:

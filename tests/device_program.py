@@ -93,8 +93,8 @@ def molecule(count, xc="0.3*hf + lda_x", l=0, nspin=1, more=lambda *_: ()):
         return (sum(energies.values()), fock, slopes, more(method, positions, factor)), large
 
     values, (jk, xc) = compiled(everything)(POSITIONS, factor)
-    fitted = jk.parts.fitted if count else jk.fitted
-    return values, [x.addressable_shards[0].data.shape for x in (fitted, xc.ao[0], xc.weights)]
+    held = jk.fitted, xc.ao[0], xc.weights
+    return values, [x.addressable_shards[0].data.shape for x in held]
 
 
 def thorough(count):
@@ -108,16 +108,58 @@ def thorough(count):
     return molecule(count, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + b88", 2, 2, slope_of_fock)
 
 
-def energy(count):
-    """`qchem.energy`, its programs one after another, filled up; and forces."""
-    import qchem
+def exact(count):
+    """Stored and recomputed integrals without fitting: energies, Fock matrices and derivatives."""
+    from qchem import Method
 
-    molecule = qchem.Molecule.from_arrays((1, 1), POSITIONS, unit="bohr")
-    mesh = mesh_of(count, "molecule")
-    result = qchem.energy(
-        molecule, "sto-3g", "lda_x", two_electron="df", aux="def2-svp", grid=(12, 26), mesh=mesh
-    )
-    return (result.energy, result.forces(), result.mo_energy), []
+    fitted = small_method("hf", count)
+    terms = fitted.numbers, fitted.basis, fitted.functional
+    stored, direct = (Method.build(*terms, stored_bytes=n).on(fitted.mesh) for n in (1 << 20, 0))
+
+    def everything(positions, factor):
+        parts = [method.hamiltonian(positions)[0] for method in (stored, direct)]
+        focks = [part.energy_and_fock(factor) for part in parts]
+        return focks, jax.value_and_grad(stored.energy, (0, 1))(positions, factor)
+
+    return compiled(everything)(POSITIONS, ORBITALS), []
+
+
+def nonlocal_correlation(count):
+    """VV10's double sum and its derivatives."""
+    from qchem import Grid
+    from qchem.xc.nonlocal_correlation import NonlocalCorrelation
+
+    method = small_method("hf", count)
+    grid = Grid.from_numbers(method.numbers, sizes=(6, 14), prune=False)
+
+    def energy(positions, dm):
+        place = method.basis, grid, positions
+        terms = ((1.0, 6.0, 0.01),)
+        return NonlocalCorrelation(terms, *place, chunk=30, mesh=method.mesh).energy(dm)
+
+    dm = ORBITALS @ ORBITALS.swapaxes(1, 2)
+    return compiled(jax.value_and_grad(energy, (0, 1)))(POSITIONS, dm), []
+
+
+def energy(count):
+    """`qchem.energy`, its programs one after another, filled up; and forces. The second geometry
+    compiles nothing."""
+    import qchem
+    from tests import oracle
+
+    names = {"basis": "sto-3g", "xc": "lda_x", "two_electron": "df", "aux": "def2-svp"}
+    names |= {"grid": (12, 26), "mesh": mesh_of(count, "molecule")}
+
+    def both(positions):
+        molecule = qchem.Molecule.from_arrays((1, 1), positions, unit="bohr")
+        result = qchem.energy(molecule, **names)
+        return result.energy, result.forces(), result.mo_energy
+
+    first = both(POSITIONS)
+    with oracle.compilations() as compiled:
+        second = both(1.1 * POSITIONS)
+    assert not compiled
+    return (first, second), []
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(qchem, "energy", energy)
     monkeypatch.setattr(cli, "configure_jax", lambda: None)  # else it would change later tests
+    monkeypatch.setattr(qchem, "use_cores", lambda count: count and f"{count} cores")
     return calls
 
 
@@ -119,11 +120,13 @@ def test_text_goes_to_stderr(capsys):
 def test_flags_reach_the_calculation(capsys, calls):
     flags = "--basis cc-pvdz --xc pbe --charge -1 --multiplicity 2 --cartesian --two-electron df"
     more = "--aux cc-pvtz-jkfit --grid 75,302 --max-cycles 7 --tolerance 1e-6 --precision mixed"
+    more += " --cores 2"
     assert run(capsys, WATER, *flags.split(), *more.split())[0] == 0
     [(mol, settings)] = calls
     assert (mol.charge, mol.multiplicity, mol.nelectron) == (-1, 2, 11)
     assert settings == {
         "forces": False,
+        "mesh": "2 cores",
         "basis": "cc-pvdz",
         "xc": "pbe",
         "cartesian": True,
@@ -142,6 +145,7 @@ def test_defaults(capsys, calls):
     assert (mol.charge, mol.multiplicity) == (0, 1)
     assert settings == {
         "forces": False,
+        "mesh": None,
         "basis": "def2-svp",
         "xc": "b3lyp",
         "cartesian": False,

@@ -1,5 +1,6 @@
 """Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from qchem.compilation import FOLDER, program, remove_unused, traced_for
 from qchem.fingerprint import NoFingerprint, fingerprint
+from qchem.fitted_jk import DensityFittedJK
 from qchem.scf.orbitals import canonical_orthogonalizer
 from qchem.xc.functional import Functional
 from tests import oracle
@@ -54,6 +57,18 @@ def test_another_wrapper_finds_the_program(cache):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     again(2 * OVERLAP)
     assert kept(cache) == [path]  # values are arguments
+
+
+def test_what_holds_a_mesh_is_found_again(cache):
+    """Devices are not written as they are."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("molecule",))
+    jk = DensityFittedJK(jnp.asarray(OVERLAP))
+    for number in (1, 0):
+        with oracle.compilations() as compiled:
+            on_mesh = program(replace)(jk, mesh=mesh)
+        assert len(compiled) == number
+        assert on_mesh.mesh == mesh
+        np.testing.assert_array_equal(on_mesh.fitted, OVERLAP)
 
 
 def test_shapes_dtypes_and_static_arguments_tell_programs_apart(cache):

@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
-from qchem.jk import DensityFittedJK, fitted_energy
+from qchem.fitted_energy import fitted_energy
+from qchem.fitted_jk import DensityFittedJK
 from tests import oracle
 from tests.test_jk import DM, FACTOR, FITTING, auxiliary, check_energy, small_rows
 from tests.test_two_electron import AUX, NAO, POSITIONS, SMALL, pairs

@@ -16,8 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import qchem
 from qchem.devices import Share
-from qchem.integrals.pairs import Distribution
+from qchem.integrals.pairs import Distribution, npair
 from qchem.integrals.shared import filled_lists, from_device_order, to_device_order
+from qchem.integrals.solid import SolidShells
+from qchem.jk import _dealt_rows
 
 ROOT = Path(__file__).parents[1]
 RTOL = 1e-12  # of the largest element: rounding of sums in another order
@@ -56,13 +58,22 @@ def assert_same(found, expected, name, count):
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     out = tmp_path_factory.mktemp("devices") / "numbers.npz"
-    return numbers(out, "converged:0,2,4", "given:0,4", "molecule:0,2,4")
+    more = "exact:0,2", "nonlocal_correlation:0,2"
+    return numbers(out, "converged:0,2,4", "given:0,4", "molecule:0,2,4", *more)
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_number_of_devices_gives_the_same(computed, count):
     assert_same(computed, computed, "converged", count)
     assert_same(computed, computed, "molecule", count)
+
+
+def test_exact_integrals(computed):
+    assert_same(computed, computed, "exact", 2)
+
+
+def test_nonlocal_correlation(computed):
+    assert_same(computed, computed, "nonlocal_correlation", 2)
 
 
 def test_energies_of_given_orbitals(computed):
@@ -97,39 +108,75 @@ def test_two_processes_share_a_molecule(computed, tmp_path):
         assert_same(found, computed, "molecule", 2)
 
 
-def test_order_of_columns_on_several_devices():
-    """Lists of 3 and 5 rows with 2 and 1 functions, the columns numbered as they stand alone."""
-    counts = {"nrow": (3, 5), "nfunction": (2, 1)}
+def distributions(nrow, nfunction):
+    rows = np.ones((nrow, 1)), np.ones((nrow, 1, 3)), np.ones((nrow, nfunction, 1, 1))
+    return lambda index: Distribution(0, 0, *(jnp.asarray(x) for x in (*rows, index)))
+
+
+def shells(single, several, nfunction):
+    """Of two primitives, where there are several."""
+    width = jnp.ones(single + 2 * several)
+    places = jnp.ones((width.size, 3)), width
+    return lambda index: SolidShells(nfunction // 2, 2, width, *places, jnp.asarray(index))
+
+
+def is_real(rows):
+    """Of the functions of a list, those that do not fill up."""
+    if isinstance(rows, Distribution):
+        return np.asarray(rows.coefficient[:, :, 0, 0].T).ravel() > 0
+    nshell, nfunction = rows.index.shape
+    return np.tile(np.asarray(rows.charge[:nshell]) > 0, nfunction)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[(distributions, 3, 2), (distributions, 5, 1)], [(shells, 3, 0, 1), (shells, 3, 5, 3)]],
+    ids=["any", "solid"],
+)
+def test_order_of_columns_on_several_devices(kinds):
+    """Two lists, the columns numbered as they stand alone."""
     lists, first = [], 0
-    for nrow, nfunction in zip(*counts.values()):
-        index = first + np.arange(nrow * nfunction).reshape(nfunction, nrow).T
-        first += index.size
-        rows = np.ones((nrow, 1)), np.ones((nrow, 1, 3)), np.ones((nrow, nfunction, 1, 1)), index
-        lists.append(Distribution(0, 0, *(jnp.asarray(x) for x in rows)))
+    for make, *counts, nfunction in kinds:
+        size = sum(counts) * nfunction
+        index = first + np.arange(size).reshape(nfunction, -1).T
+        lists.append(make(*counts, nfunction)(index))
+        first += size
     metric = jnp.arange(float(first**2)).reshape(first, first)
     filled = filled_lists(tuple(lists), 2)
-    assert [rows.width.shape[0] for rows in filled] == [4, 6]
-    assert not filled[0].coefficient[3:].any() and not filled[1].coefficient[5:].any()
     halves = [jax.tree.map(lambda x, n=n: jnp.split(x, 2)[n], filled) for n in (0, 1)]
     share = Share("molecule", 2)
-    moved = to_device_order(metric, tuple(lists), halves[0], share)
+    moved = to_device_order(metric, tuple(lists), share)
     # Where a function is real, its column is that of the whole metric.
     index = np.concatenate([np.asarray(rows.index.T).ravel() for half in halves for rows in half])
-    real = np.concatenate(
-        [np.asarray(rows.coefficient[:, :, 0, 0].T).ravel() for half in halves for rows in half]
-    )
-    expected = np.where(real[:, None] * real[None] > 0, metric[index[:, None], index[None]], 0)
+    real = np.concatenate([is_real(rows) for half in halves for rows in half])
+    assert real.sum() == first < real.size
+    expected = np.where(real[:, None] & real[None], metric[index[:, None], index[None]], 0)
     assert_array_equal(moved, expected)
-    back = from_device_order(moved, tuple(lists), halves[0], share)
-    assert_array_equal(back, metric)
+    assert_array_equal(from_device_order(moved, tuple(lists), share), metric)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_rows_of_integrals_are_dealt_out(count):
+    """Every device finds the rows of its own a where they start, and none overlap."""
+    nao, size = 7, npair(7)
+    ao, shift, starts, each = _dealt_rows(nao, count)
+    starts = np.asarray(starts)
+    taken = np.zeros(count * each, int)
+    for a, offset, device in zip(ao, shift, np.repeat(np.arange(count), len(ao) // count)):
+        for bra in range(npair(int(a)), npair(int(a) + 1)) if a >= 0 else ():
+            assert npair(bra) + offset == starts[bra] - device * each
+            assert npair(bra) + offset + size <= each
+            taken[starts[bra] : starts[bra] + bra + 1] += 1
+    assert taken.max() == 1 and taken.sum() == npair(size)
+    assert _dealt_rows(40, count)[3] < 1.25 * npair(npair(40)) / count
 
 
 def test_what_a_mesh_must_be():
     devices = np.array(jax.devices()[:1])
     with pytest.raises(qchem.InputError, match="one axis is needed, 'geometry'"):
         qchem.energy_fn((1, 1), "sto-3g", "hf", mesh=Mesh(devices, ("data",)))
-    with pytest.raises(qchem.InputError, match="these integrals are exact"):
-        qchem.energy_fn((1, 1), "sto-3g", "hf", mesh=Mesh(devices, ("molecule",)))
+    with pytest.raises(qchem.InputError, match="1 or more"):
+        qchem.use_cores(0)
     molecule = qchem.Molecule.from_arrays((1, 1), [[0, 0, 0], [0, 0, 1.4]], unit="bohr")
     with pytest.raises(qchem.InputError, match="qchem.energy_fn"):
         qchem.energy(molecule, "sto-3g", "hf", mesh=Mesh(devices, ("geometry",)))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from qchem import jk as builders
+from qchem import fitted_energy as energies
+from qchem import fitted_jk, jk
+from qchem import metric as metric_of_fit
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.integrals.moments import unpack
@@ -38,10 +40,10 @@ def auxiliary(positions):
 def build(name, positions):
     rows = pairs(positions)
     if name == "packed":
-        return builders.PackedJK.build(rows, NAO)
+        return jk.PackedJK.build(rows, NAO)
     if name == "direct":
-        return builders.DirectJK(rows)
-    return builders.DensityFittedJK.build(rows, auxiliary(positions), NAO, AUX.nao)
+        return jk.DirectJK(rows)
+    return fitted_jk.DensityFittedJK.build(rows, auxiliary(positions), NAO, AUX.nao)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def integrals():
     @oracle.jit
     def compute(positions):
         rows, aux = pairs(positions), auxiliary(positions)
-        fitting = builders.fitting_arrays(NAO, AUX.nao, rows, aux)
+        fitting = fitted_jk.fitting_arrays(NAO, AUX.nao, rows, aux)
         return dense(coulomb_4c(rows, NPAIR)), *fitting
 
     exact, three, two = (np.asarray(x) for x in compute(POSITIONS))
@@ -76,10 +78,10 @@ def test_matrices(name, integrals):
 
 def test_exchange_in_chunks_is_the_same(monkeypatch):
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
-    jk = builders.DensityFittedJK(three)
-    whole = jax.value_and_grad(lambda f: jnp.sum(jk.exchange(f) ** 2))(FACTOR)
-    monkeypatch.setattr(builders, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
-    chunked = jax.value_and_grad(lambda f: jnp.sum(jk.exchange(f) ** 2))(FACTOR)
+    fitted = fitted_jk.DensityFittedJK(three)
+    whole = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
+    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
+    chunked = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
     for one, other in zip(chunked, whole, strict=True):
         assert_allclose(one, other, rtol=1e-12)
 
@@ -90,9 +92,9 @@ def test_dependent_auxiliary_functions_do_no_harm():
     def fitted(aux, positions):
         bras = pair_distributions(SMALL, plan_pairs(SMALL), positions)
         kets = auxiliary_distributions(aux, positions)
-        three, two = builders.fitting_arrays(SMALL.nao, aux.nao, bras, kets)
+        three, two = fitted_jk.fitting_arrays(SMALL.nao, aux.nao, bras, kets)
         two = two - 1e-14 * jnp.eye(aux.nao)  # rounding of the bad kind
-        return two, builders.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
+        return two, fitted_jk.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
 
     def compute(positions):
         def total(aux, positions):
@@ -127,11 +129,11 @@ def test_separated_ranges(weights):
 
     @oracle.jit
     def compute(factor):
-        packed = builders.PackedJK.build_separated(lists[0], nao, weights)
-        fitted = builders.DensityFittedJK.build_separated(*lists, nao, naux, omega)
+        packed = jk.PackedJK.build_separated(lists[0], nao, weights)
+        fitted = fitted_jk.DensityFittedJK.build_separated(*lists, nao, naux, omega)
         far = [attenuated(rows, jnp.asarray(omega**-2)) for rows in lists]
         integrals = [
-            (coulomb_4c(b, size), *builders.fitting_arrays(nao, naux, b, a))
+            (coulomb_4c(b, size), *fitted_jk.fitting_arrays(nao, naux, b, a))
             for b, a in (lists, far)
         ]
         return [jk.exchange(factor) for jk in (*packed, *fitted)], integrals
@@ -178,9 +180,9 @@ def energy_of_matrices(jks, factor, coulomb, fractions):
     dm = factor @ jnp.swapaxes(factor, 1, 2)
     density = jnp.sum(dm, axis=0)
     energy = 0.5 * coulomb * jnp.vdot(jks[0].coulomb(density), density)
-    for fraction, jk in zip(fractions, jks, strict=False):
+    for fraction, builder in zip(fractions, jks, strict=False):
         if fraction:
-            energy = energy - 0.5 * fraction * jnp.vdot(jk.exchange(factor), dm)
+            energy = energy - 0.5 * fraction * jnp.vdot(builder.exchange(factor), dm)
     return energy
 
 
@@ -191,11 +193,11 @@ def test_fitted_energy(weights):
 
     def energy(positions, factor):
         rows = small_rows(positions)
-        return builders.fitted_energy(*rows, factor, FITTING.nao, coulomb, weights)
+        return energies.fitted_energy(*rows, factor, FITTING.nao, coulomb, weights)
 
     def expected(positions, factor):
         sizes = SMALL.nao, FITTING.nao, weights.omega
-        jks = builders.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
+        jks = fitted_jk.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
         return energy_of_matrices(jks, factor, coulomb, weights[:2])
 
     check_energy(energy, expected)
@@ -206,17 +208,17 @@ def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
     metric = jnp.eye(7) + 0.1
 
     def all_of_it():
-        parts = builders._Contracted.build(three, metric, FACTOR, 0.9, 0.4)
+        parts = energies._Contracted.build(three, metric, FACTOR, 0.9, 0.4)
         return parts.energy, parts.metric_slope(), *parts.slopes(three, FACTOR)
 
     def fit():
-        return builders.DensityFittedJK.fit(three, metric).fitted
+        return fitted_jk.DensityFittedJK.fit(three, metric).fitted
 
     whole, fitted = all_of_it(), fit()
-    monkeypatch.setattr(builders, "_SOLVED_BYTES", 8 * 7 * 4)  # rows
+    monkeypatch.setattr(metric_of_fit, "_SOLVED_BYTES", 8 * 7 * 4)  # rows
     assert NPAIR % 4
     assert_allclose(fit(), fitted, rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr(builders, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
+    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", 8 * NAO * NAO * 3)  # 7 = 3 + 3 + 1
     for one, other in zip(all_of_it(), whole, strict=True):
         assert_allclose(one, other, rtol=1e-11)
 
@@ -225,11 +227,11 @@ def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
 def test_exact_energy_of_separated_ranges(weights):
     def energy(positions, factor):
         dm = factor @ jnp.swapaxes(factor, 1, 2)
-        return builders.exact_energy(small_rows(positions)[0], dm, weights)
+        return jk.exact_energy(small_rows(positions)[0], dm, weights)
 
     def expected(positions, factor):
         bras = small_rows(positions)[0]
-        jks = builders.PackedJK.build_separated(bras, SMALL.nao, weights)
+        jks = jk.PackedJK.build_separated(bras, SMALL.nao, weights)
         return energy_of_matrices(jks, factor, 1.0, (0.0, 1.0))
 
     check_energy(energy, expected)

@@ -1,8 +1,12 @@
 """Memory is estimated before a calculation starts, and one that will not fit is refused."""
 
+from dataclasses import replace
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import qchem
 from qchem import memory
@@ -43,6 +47,17 @@ def test_without_exchange_nothing_large_is_kept_beyond_what_is_allowed():
     assert "three-index integrals" not in estimated_bytes(large, (120,))
     small = method(xc="pbe", aux="def2-universal-jkfit")
     assert "three-index integrals" in estimated_bytes(small, (5,))
+
+
+def test_cores_share_what_is_large_and_each_has_the_rest():
+    alone = method(aux="def2-universal-jkfit")
+    mesh = Mock(spec=Mesh, size=4)
+    one, four = (estimated_bytes(m, (5,)) for m in (alone, replace(alone, mesh=mesh)))
+    for name in one:
+        shared = name in ("three-index integrals", "values on the grid")
+        assert four[name] == one[name] * (1 if shared else 4) or name == "programs and tiles"
+    with pytest.raises(qchem.NotEnoughMemoryError, match="--cores 1 least"):
+        check_memory(replace(alone, mesh=mesh), (5,), available=sum(four.values()) - 1)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.compilation import traced_for
+from qchem.fitted_energy import fitted_energy
 from qchem.integrals import two_electron
 from qchem.integrals.pairs import attenuated, auxiliary_distributions
 from qchem.integrals.solid import (
@@ -21,7 +22,6 @@ from qchem.integrals.solid import (
     weighted_solid_3c,
 )
 from qchem.integrals.two_electron import auxiliary_columns, coulomb_2c, coulomb_3c
-from qchem.jk import fitted_energy
 from tests import oracle
 from tests.test_two_electron import NAO, NPAIR, POSITIONS, STEP, pairs
 

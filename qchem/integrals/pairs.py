@@ -139,7 +139,7 @@ def _pair_index(basis, a, b, first, second):
     return index.reshape(first.size, na * nb).astype(np.int32)
 
 
-def npair(nao: int) -> int:
+def npair(nao: int | Int[np.ndarray, " n"]) -> int | Int[np.ndarray, " n"]:
     """Number of AO pairs i >= j."""
     return nao * (nao + 1) // 2
 

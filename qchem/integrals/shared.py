@@ -1,11 +1,13 @@
 """Auxiliary functions shared by devices: who has which, and in what order.
 
-Each device takes equal parts of every list of auxiliary functions, so that all have the same work;
-lists are filled up with functions that are zero. The columns P of (ab|P) then stand device after
-device, in each as `auxiliary_columns` says.
+Each device takes equal parts of every list, so that all have the same work; lists are filled up
+with functions that are zero. The columns P of (ab|P) then stand device after device, in each as in
+a list of its own. (Rows of AO pairs are dealt out in turn: `two_electron.own_rows`.)
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,50 +15,85 @@ from jaxtyping import Array, Float
 
 from qchem.devices import Share
 from qchem.integrals.pairs import Distribution
+from qchem.integrals.solid import SolidShells, shell_counts
+
+Auxiliary = tuple[SolidShells, ...] | tuple[Distribution, ...]
 
 
-def filled_lists(aux: tuple[Distribution, ...], count: int) -> tuple[Distribution, ...]:
-    """The lists with rows of zeros at the end, so that `count` devices take equal parts of each."""
+def filled_lists(aux: Auxiliary, count: int) -> Auxiliary:
+    """The lists of `count` devices one after another, of which these take equal parts."""
+    return tuple(_filled(rows, count) for rows in aux) if count > 1 else aux
 
-    def filled(rows):
-        def more(x, value=0.0):
-            padding = [(0, -rows.width.shape[0] % count)] + [(0, 0)] * (x.ndim - 1)
-            return jnp.pad(jnp.asarray(x), padding, constant_values=value)
 
-        arrays = more(rows.center), more(rows.coefficient), more(rows.index, 0)
-        return Distribution(rows.order, rows.lowest, more(rows.width, 1.0), *arrays)
+def _filled(rows, count):
+    if isinstance(rows, SolidShells):
+        return _filled_shells(rows, count)
 
-    return tuple(filled(rows) for rows in aux)
+    def more(x, value=0.0):
+        padding = [(0, -rows.width.shape[0] % count)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(jnp.asarray(x), padding, constant_values=value)
+
+    arrays = more(rows.center), more(rows.coefficient), more(rows.index, 0)
+    return Distribution(rows.order, rows.lowest, more(rows.width, 1.0), *arrays)
+
+
+def _filled_shells(rows, count):
+    """For each device shells of one primitive, and of several, as in any list of shells."""
+    single, several = shell_counts(rows)
+    alone = _dealt(0, single, count)
+    first = _dealt(single, several, count)  # primitives of the others, one set after another
+    sets = [np.where(first < 0, -1, first + n * several) for n in range(rows.depth)]
+    primitive = np.concatenate([alone, *sets[: None if several else 0]], axis=1).ravel()
+    shell = np.concatenate([alone, first], axis=1).ravel()
+    charge = jnp.where(primitive < 0, 0.0, rows.charge[primitive])
+    return replace(
+        rows,
+        width=rows.width[primitive],
+        center=rows.center[primitive],
+        charge=charge,
+        index=jnp.asarray(rows.index)[shell],
+    )
+
+
+def _dealt(start, size, count):
+    """Numbers from `start`, a run for each device, filled up with -1."""
+    run = -(-size // count)
+    numbers = np.full(count * run, -1)
+    numbers[:size] = np.arange(start, start + size)
+    return numbers.reshape(count, run)
 
 
 def to_device_order(
-    two: Float[Array, "ncolumn ncolumn"],
-    aux: tuple[Distribution, ...],
-    own: tuple[Distribution, ...],
-    share: Share,
+    two: Float[Array, "ncolumn ncolumn"], aux: Auxiliary, share: Share
 ) -> Float[Array, "all all"]:
-    """`coulomb_2c` in the order of the columns of all devices, zero for those that fill up."""
-    place, ncolumn = _places(aux, own, share.count)
+    """(P|Q) in the order of the columns of all devices, zero for those that fill up."""
+    if share.alone:
+        return two
+    place, ncolumn = _places(aux, share.count)
     return jnp.zeros((ncolumn, ncolumn), two.dtype).at[place[:, None], place[None]].set(two)
 
 
 def from_device_order(
-    two: Float[Array, "all all"],
-    aux: tuple[Distribution, ...],
-    own: tuple[Distribution, ...],
-    share: Share,
+    two: Float[Array, "all all"], aux: Auxiliary, share: Share
 ) -> Float[Array, "ncolumn ncolumn"]:
     """The reverse of `to_device_order`."""
-    place, _ = _places(aux, own, share.count)
+    if share.alone:
+        return two
+    place, _ = _places(aux, share.count)
     return two[place[:, None], place[None]]
 
 
-def _places(aux, own, count):
-    """Where the columns of `coulomb_2c` stand among those of all devices; how many these are."""
-    width, places, start = sum(rows.index.size for rows in own), [], 0
-    for rows, part in zip(aux, own, strict=True):
-        nrow, each = rows.width.shape[0], part.width.shape[0]
-        row, function = np.arange(nrow)[None], np.arange(rows.index.shape[1])[:, None]
-        places.append((row // each * width + start + function * each + row % each).ravel())
-        start += part.index.size
-    return np.concatenate(places).astype(np.int32), count * width
+def _places(aux, count):
+    """Where the columns of (P|Q) stand among those of all devices; how many these are."""
+    parts, start = [], 0
+    for rows in aux:
+        kinds = shell_counts(rows) if isinstance(rows, SolidShells) else (rows.width.shape[0],)
+        runs = [-(-n // count) for n in kinds]
+        each, function = sum(runs), np.arange(rows.index.shape[1])[:, None]
+        device = np.concatenate([np.arange(n) // max(run, 1) for n, run in zip(kinds, runs)])
+        within = [np.arange(n) % max(run, 1) for n, run in zip(kinds, runs)]
+        row = np.concatenate([x + sum(runs[:k]) for k, x in enumerate(within)])
+        parts.append((device, start + function * each + row[None]))
+        start += function.size * each
+    places = [(device[None] * start + within).ravel() for device, within in parts]
+    return np.concatenate(places).astype(np.int32), count * start

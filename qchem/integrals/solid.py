@@ -22,6 +22,7 @@ from qchem.basis.layout import Basis
 from qchem.basis.spherical import angular_matrix
 from qchem.chunking import chunked_sum
 from qchem.compilation import platform
+from qchem.devices import ALONE, Share
 from qchem.integrals.boys import boys
 from qchem.integrals.coulomb import (
     hermite_powers,
@@ -30,7 +31,7 @@ from qchem.integrals.coulomb import (
     radial_derivatives,
 )
 from qchem.integrals.pairs import Distribution, primitive_depth
-from qchem.integrals.two_electron import blocks_of, tile_bytes
+from qchem.integrals.two_electron import blocks_of, own_rows, tile_bytes
 
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 
@@ -155,16 +156,16 @@ def solid_3c(
     return total
 
 
-def solid_2c(shells: tuple[SolidShells, ...]) -> Float[Array, "naux naux"]:
-    """(P|Q), hartree; for the order see `solid_functions`."""
+def solid_2c(shells: tuple[SolidShells, ...], share: Share = ALONE) -> Float[Array, "naux naux"]:
+    """(P|Q), hartree; for the order see `solid_functions`. Devices that share it all have it."""
     metric, start = [], 0
     for group, kets in _groups(shells):
         size = _width(group)
-        values = solid_3c((_as_pairs(group),), kets, size)
+        values = solid_3c(own_rows((_as_pairs(group),), share, size), kets, size)
         rows = jnp.concatenate([0.5 * values[:, :size], values[:, size:]], axis=1)
         metric.append(jnp.pad(rows, ((0, 0), (start, 0))))
         start += size
-    metric = jnp.concatenate(metric)
+    metric = share.total(jnp.concatenate(metric))
     return metric + metric.T
 
 
@@ -189,15 +190,16 @@ def weighted_solid_3c(
 
 
 def weighted_solid_2c(
-    shells: tuple[SolidShells, ...], weight: Float[Array, "naux naux"]
+    shells: tuple[SolidShells, ...], weight: Float[Array, "naux naux"], share: Share = ALONE
 ) -> Float[Array, ""]:
-    """Sum of a symmetric weight times `solid_2c`."""
+    """Sum of a symmetric weight times `solid_2c`, or a device's part of it."""
     total, end = jnp.zeros((), weight.dtype), 0
     for group, kets in _groups(shells):
         start, end = end, end + _width(group)
         own, rest = weight[start:end, start:end], weight[start:end, end:]
         rows = jnp.concatenate([own, 2.0 * rest], axis=1)
-        total = total + weighted_solid_3c((_as_pairs(group),), kets, rows)
+        bras = own_rows((_as_pairs(group),), share, end - start)
+        total = total + weighted_solid_3c(bras, kets, rows)
     return total
 
 
@@ -214,6 +216,13 @@ def _with_rows(total, index, rows):
         return jax.lax.dynamic_update_index_in_dim(total, row, place, 0), None
 
     return jax.lax.scan(add, total, (jnp.minimum(index, last), rows))[0]
+
+
+def shell_counts(rows: SolidShells) -> tuple[int, int]:
+    """Numbers of shells of one primitive, and of several."""
+    nshell = rows.index.shape[0]
+    single = _single(rows.depth, nshell, rows.width.size)
+    return single, nshell - single
 
 
 def _width(shells):

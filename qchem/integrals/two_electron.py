@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from qchem.chunking import chunked_sum, tiled_sum
 from qchem.compilation import platform
+from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm
@@ -49,6 +50,24 @@ def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
         split(rows.coefficient, 0.0),
         split(rows.index, ntarget),
     )
+
+
+def own_rows(
+    lists: tuple[Distribution, ...], share: Share, ntarget: int
+) -> tuple[Distribution, ...]:
+    """A device's rows of each list, dealt out in turn, as their work falls along a list.
+
+    Args:
+        ntarget: The index of what is added to nothing.
+    """
+    if share.alone:
+        return lists
+
+    def own(rows):
+        dealt = blocks_of(rows, share.count, ntarget)
+        return jax.tree.map(lambda x: jnp.take(x, share.index(), axis=1), dealt)
+
+    return tuple(own(rows) for rows in lists)
 
 
 def potential(
@@ -161,25 +180,39 @@ def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, na
     return jnp.zeros(naux, jnp.int32).at[index].set(column, mode="drop")
 
 
-def _tiles(bra: Distribution, ket: Distribution) -> tuple[int, int]:
+def _tiles(bra: Distribution, ket: Distribution, share: Share) -> tuple[int, int]:
     """Rows of bra and ket per tile of a four-centre class: a few rows against a long row."""
     budget = tile_bytes()
     order = bra.order + ket.order
     quartets = budget // (8 * bra.width.shape[1] * ket.width.shape[1] * nhermite(order))
     nket = max(1, min(ket.width.shape[0], int((8 * quartets) ** 0.5)))
-    return max(1, min(bra.width.shape[0], quartets // nket)), nket
+    return max(1, min(-(-bra.width.shape[0] // share.count), quartets // nket)), nket
 
 
-def coulomb_4c(
-    pairs: tuple[Distribution, ...], npair: int
-) -> Float[Array, npair * (npair + 1) // 2]:
+def coulomb_4c(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, " nquartet"]:
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
-    size = npair * (npair + 1) // 2
+    row = jnp.arange(npair, dtype=jnp.int32)
+    return coulomb_rows(pairs, row * (row + 1) // 2, npair * (npair + 1) // 2)
+
+
+def coulomb_rows(
+    pairs: tuple[Distribution, ...],
+    starts: Int[Array, " npair"],
+    size: int,
+    share: Share = ALONE,
+) -> Float[Array, " {size}"]:
+    """The same with the rows, of pairs cd <= ab, where they are to start.
+
+    Args:
+        starts: For each ab.
+        size: Of the result.
+        share: A device makes its part of the integrals; the others are zero.
+    """
     total = jnp.zeros(size, pairs[0].coefficient.dtype)
     pairs = [_by_norm(rows) for rows in pairs]
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = _add_class(total, *bra, *ket, npair)
+            total = _add_class(total, *bra, *ket, starts, share)
     return total
 
 
@@ -202,10 +235,10 @@ def _tile_indices(bras, kets, nbra, nket, same):
     return i[kept], j[kept]
 
 
-def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
+def _add_class(total, bra, bra_norms, ket, ket_norms, starts, share):
     """Adds one class; within one list, rows i >= j alone."""
-    same = bra is ket
-    nbra, nket = _tiles(bra, ket)
+    same, npair = bra is ket, starts.size
+    nbra, nket = _tiles(bra, ket, share)
     bras, kets = blocks_of(bra, nbra, npair), blocks_of(ket, nket, npair)
     bra_bounds, ket_bounds = _bounds(bra_norms, nbra), _bounds(ket_norms, nket)
     i, j = _tile_indices(bras, kets, nbra, nket, same)
@@ -224,7 +257,8 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
             column = (j * nket + jnp.arange(nket, dtype=j.dtype))[None, None, None]
             values = jnp.where((row > column) & (f == g), 2.0 * values, values)
             inside &= (row > column) | ((row == column) & (f >= g))
-        target = jnp.where(inside, high * (high + 1) // 2 + low, total.size)
+        first, second = (starts.at[x].get(mode="clip") for x in (f, g))
+        target = jnp.where(inside, jnp.where(f >= g, first, second) + low, total.size)
         return values.ravel(), target.ravel()
 
     def nothing(i, j):
@@ -233,11 +267,11 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
 
     def step(total, ij):
         i, j = ij
-        wanted = bra_bounds[i] * ket_bounds[j] > SCREENING
+        wanted = (i >= 0) & (bra_bounds[i] * ket_bounds[j] > SCREENING)
         values, target = jax.lax.cond(wanted, tile, nothing, i, j)
         return total.at[target].add(values, mode="drop"), None
 
-    return jax.lax.scan(step, total, (i, j))[0]
+    return jax.lax.scan(step, total, share.dealt(i, j))[0]
 
 
 def potential_energy(
@@ -320,6 +354,7 @@ def coulomb_energy(
     dm: Float[Array, "nspin nao nao"],
     coulomb: float | Float[Array, ""],
     exchange: float | Float[Array, ""],
+    share: Share = ALONE,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy of `dm`; integrals are made in tiles, never stored.
 
@@ -329,6 +364,7 @@ def coulomb_energy(
         pairs: Distributions of the AO pairs.
         dm: Symmetric density matrices.
         coulomb, exchange: Weights of the two terms; what has the number 0 is not computed.
+        share: A device adds up its part of the tiles.
 
     Returns:
         coulomb/2 sum D_ab D_cd (ab|cd) - exchange/2 sum_s sum D^s_ac D^s_bd (ab|cd), hartree, with
@@ -339,7 +375,7 @@ def coulomb_energy(
     density = dm, *(_weight(x, dm.dtype) for x in (coulomb, exchange))
     for i, bra in enumerate(pairs):
         for ket in pairs[: i + 1]:
-            total = total + _class_energy(*bra, *ket, density)
+            total = total + _class_energy(*bra, *ket, density, share)
     return total
 
 
@@ -348,11 +384,11 @@ def _weight(x, dtype):
     return None if isinstance(x, int | float) and x == 0 else jnp.asarray(x, dtype)
 
 
-def _class_energy(bra, bra_norms, ket, ket_norms, density):
+def _class_energy(bra, bra_norms, ket, ket_norms, density, share):
     same = bra is ket
     nao, dtype = density[0].shape[-1], density[0].dtype
     size = nao * (nao + 1) // 2
-    nbra, nket = _tiles(bra, ket)
+    nbra, nket = _tiles(bra, ket, share)
     bras, kets = blocks_of(bra, nbra, size), blocks_of(ket, nket, size)
 
     def tile(density, row, column):
@@ -368,7 +404,7 @@ def _class_energy(bra, bra_norms, ket, ket_norms, density):
     def wanted(row, column):
         return row[2] * column[2] > SCREENING
 
-    tiles = _tile_indices(bras, kets, nbra, nket, same)
+    tiles = share.dealt(*_tile_indices(bras, kets, nbra, nket, same))
     firsts = np.arange(bras.width.shape[0], dtype=np.int32) * nbra
     starts = np.arange(kets.width.shape[0], dtype=np.int32) * nket
     rows, columns = (

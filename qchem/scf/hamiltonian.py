@@ -10,14 +10,16 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.compilation import platform
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
-from qchem.devices import MOLECULE, mesh_for
+from qchem.devices import MOLECULE, Share, mesh_for, spread
 from qchem.dispersion import Dispersion
-from qchem.errors import InputError
+from qchem.fitted_energy import fitted_energy
+from qchem.fitted_jk import DensityFittedJK
 from qchem.grids import Grid
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import (
@@ -30,20 +32,11 @@ from qchem.integrals.pairs import (
     plan_pairs,
 )
 from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
-from qchem.integrals.two_electron import potential, potential_energy
-from qchem.jk import (
-    AbstractJK,
-    DensityFittedJK,
-    DirectJK,
-    ExchangeWeights,
-    PackedJK,
-    exact_energy,
-    fitted_energy,
-)
+from qchem.integrals.two_electron import own_rows, potential, potential_energy
+from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_energy
 from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
-from qchem.shared_fitting import SharedFittedJK, shared_fitted_energy
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC, xc_potential
@@ -197,7 +190,8 @@ class Method(eqx.Module):
             charge: Of the molecule, for a dispersion correction that depends on it.
             chunk: Grid points held at once; by default what suits the device.
             stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
-                where either takes no more than this; else they are made again in each.
+                where either takes no more than this; else they are made again in each. Of each
+                device, but of all cores together.
             precision: "mixed" keeps fitted integrals and AO values, and multiplies both, in
                 float32, for positions in float64; see docs/precision.md.
         """
@@ -229,18 +223,8 @@ class Method(eqx.Module):
         )
 
     def on(self, mesh: Mesh | None) -> Method:
-        """The same with grid and auxiliary functions shared by devices, along an axis "molecule".
-
-        Raises:
-            InputError: The integrals are not density-fitted.
-        """
-        mesh = mesh_for(mesh, MOLECULE)
-        if mesh is not None and self.two_electron != "df":
-            raise InputError(
-                f"the axis {MOLECULE!r} of a mesh shares auxiliary functions, and these integrals "
-                "are exact; use density fitting, two_electron='df'."
-            )
-        return replace(self, mesh=mesh)
+        """The same with integrals and grid shared by devices, along an axis "molecule"."""
+        return replace(self, mesh=mesh_for(mesh, MOLECULE))
 
     def hamiltonian(
         self, positions: Float[Array, "natom 3"], *, reverse: bool = False
@@ -255,9 +239,9 @@ class Method(eqx.Module):
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        attraction = potential(pairs, self._nuclei(positions), size)
+        attraction = self._potential(pairs, self._nuclei(positions))
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
-        screened = potential(pairs, charge_distribution(-charges, widths, positions), size)
+        screened = self._potential(pairs, charge_distribution(-charges, widths, positions))
         jks, fractions = self._builders(positions, pairs, reverse)
         dipole = packed_dipole(pairs, size)
         hcore = kinetic + attraction
@@ -272,7 +256,7 @@ class Method(eqx.Module):
             hcore=hcore,
             dipole=jnp.stack(dipole),
             jk=jks[0],
-            xc=self._xc(positions, 0 if reverse else self.stored_bytes),
+            xc=self._xc(positions, 0 if reverse else self.device_bytes),
             nuclear_repulsion=self._nuclear_energy(positions),
             exchange_fraction=fractions[0],
             attenuated_jk=jks[1],
@@ -305,7 +289,7 @@ class Method(eqx.Module):
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
-        energy = energy + potential_energy(pairs, self._nuclei(positions), density)
+        energy = energy + self._attraction(pairs, self._nuclei(positions), density)
         if self.field is not None:
             field = _product(jnp.asarray(self.field, positions.dtype), packed_dipole(pairs, size))
             energy = energy + jnp.vdot(
@@ -314,18 +298,14 @@ class Method(eqx.Module):
         if self.dispersion is not None:
             energy = energy + self.dispersion.energy(positions)
         weights = self._exchange_weights(0.5 * dm.shape[0])
-        if self.two_electron == "df":
-            aux = auxiliary_distributions(self.aux, positions)
-            fitting = pairs, aux, factor, self.aux.nao, 1.0, weights
-            if self.mesh is not None:
-                energy = energy + shared_fitted_energy(*fitting, self.mesh, dtype=self._short)
-            elif weights.full or weights.attenuated:
-                aux = self._auxiliary(positions)
-                energy = energy + fitted_energy(pairs, aux, *fitting[2:], dtype=self._short)
-            else:
-                energy = energy + fitted_coulomb_energy(pairs, aux, density)
+        if self.two_electron != "df":
+            energy = energy + exact_energy(pairs, dm, weights, self.mesh)
+        elif weights.full or weights.attenuated:
+            fitting = pairs, self._auxiliary(positions), factor, self.aux.nao, 1.0, weights
+            energy = energy + fitted_energy(*fitting, self.mesh, self._short)
         else:
-            energy = energy + exact_energy(pairs, dm, weights)
+            aux = auxiliary_distributions(self.aux, positions)
+            energy = energy + fitted_coulomb_energy(pairs, aux, density, self.mesh)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy(dm)
 
@@ -333,6 +313,12 @@ class Method(eqx.Module):
     def npoint(self) -> int:
         """Grid points held at once."""
         return self.chunk or _CHUNK.get(platform(), _CHUNK["other"])
+
+    @property
+    def device_bytes(self) -> int:
+        """`stored_bytes` of one device: cores have one memory together."""
+        cores = self.mesh is not None and platform() == "cpu"
+        return self.stored_bytes // self.mesh.size if cores else self.stored_bytes
 
     @property
     def _short(self):
@@ -353,30 +339,45 @@ class Method(eqx.Module):
     def _builders(self, positions, pairs, reverse):
         """Builders for the full and for the attenuated interaction, and their exchange weights."""
         weights = self._exchange_weights(1.0)
-        if self.two_electron == "df":
-            aux = auxiliary_distributions(self.aux, positions)
-            sizes = self.basis.nao, self.aux.nao, weights.omega
+        nao, mesh = self.basis.nao, self.mesh
+        if self.two_electron == "df" and not (weights.full or weights.attenuated):
+            lists = pairs, auxiliary_distributions(self.aux, positions)
+            how = {"stored_bytes": self.device_bytes, "reverse": reverse, "mesh": mesh}
             shells = solid_shells(self.aux, self.fitting, positions)
-            if self.mesh is None and not (weights.full or weights.attenuated):
-                storage = {"stored_bytes": self.stored_bytes, "shells": shells, "reverse": reverse}
-                jks = (FittedCoulomb.build(pairs, aux, *sizes[:2], **storage),)
-            elif self.mesh is None:
-                how = {"reverse": reverse, "dtype": self._short}
-                jks = DensityFittedJK.build_separated(pairs, shells or aux, *sizes, **how)
-            else:
-                sharing = self.mesh, self._short
-                jks = SharedFittedJK.build_separated(pairs, aux, *sizes, *sharing)
-        elif weights.omega == 0:
-            exact = self.two_electron == "exact"
-            jks = (PackedJK.build(pairs, self.basis.nao) if exact else DirectJK(pairs),)
+            jks = (FittedCoulomb.build(*lists, nao, self.aux.nao, shells=shells, **how),)
+        elif self.two_electron == "df":
+            lists = pairs, self._auxiliary(positions)
+            how = {"reverse": reverse, "dtype": self._short, "mesh": mesh}
+            sizes = nao, self.aux.nao, weights.omega
+            jks = DensityFittedJK.build_separated(*lists, *sizes, **how)
         elif self.two_electron == "exact":
-            jks = PackedJK.build_separated(pairs, self.basis.nao, weights)
-            weights = ExchangeWeights(0.0, 1.0)
+            jks = PackedJK.build_separated(pairs, nao, weights, mesh)
+            weights = ExchangeWeights(0.0, 1.0) if weights.omega else weights
+        elif weights.omega == 0:
+            jks = (DirectJK(pairs, mesh),)
         else:
             weights = weights.of_long_range()
             far = jnp.asarray(weights.omega**-2, positions.dtype)
-            jks = DirectJK(pairs), DirectJK(attenuated(pairs, far))
+            jks = DirectJK(pairs, mesh), DirectJK(attenuated(pairs, far), mesh)
         return (*jks, None)[:2], (weights.full, weights.attenuated)
+
+    def _potential(self, pairs, charges):
+        """`potential` of the charges, by the devices together."""
+        share, size = Share.of(self.mesh), npair(self.basis.nao)
+
+        def shared(pairs, charges):
+            return share.total(potential(own_rows(pairs, share, size), charges, size))
+
+        return spread(shared, self.mesh, P(), P())(pairs, charges)
+
+    def _attraction(self, pairs, charges, density):
+        """`potential_energy` of a density, likewise."""
+        share, size = Share.of(self.mesh), npair(self.basis.nao)
+
+        def shared(pairs, charges, density):
+            return share.total(potential_energy(own_rows(pairs, share, size), charges, density))
+
+        return spread(shared, self.mesh, P(), P())(pairs, charges, density)
 
     def _nuclear_energy(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)
@@ -403,7 +404,7 @@ class Method(eqx.Module):
         if self.nonlocal_grid is not None:
             terms = self.functional.nonlocal_correlation
             place = self.basis, self.nonlocal_grid, positions
-            parts.append(NonlocalCorrelation(terms, *place, chunk=self.npoint))
+            parts.append(NonlocalCorrelation(terms, *place, chunk=self.npoint, mesh=self.mesh))
         return SummedXC(tuple(parts)) if len(parts) > 1 else (*parts, None)[0]
 
 

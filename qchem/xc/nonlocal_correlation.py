@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns
 from qchem.basis.layout import Basis
+from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
 from .quadrature import GridXC, density_and_gradient
@@ -31,6 +34,7 @@ class NonlocalCorrelation(eqx.Module):
         points: The grid's points, in chunks.
         adjustment: The grid's a_ij.
         positions: Nuclei, bohr; points and AOs follow them.
+        mesh: Devices that share the points, and the sum over pairs of them.
     """
 
     parameters: tuple[tuple[float, float, float], ...] = eqx.field(static=True)
@@ -38,6 +42,7 @@ class NonlocalCorrelation(eqx.Module):
     points: GridPoints
     adjustment: Float[Array | np.ndarray, "natom natom"]
     positions: Float[Array | np.ndarray, "natom 3"]
+    mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,31 +52,42 @@ class NonlocalCorrelation(eqx.Module):
         positions: Float[Array | np.ndarray, "natom 3"],
         *,
         chunk: int = 1024,
+        mesh: Mesh | None = None,
     ):
         """Integrator at `positions`; AO values of `chunk` points are held at once."""
         self.parameters = parameters
         self.basis = basis
-        self.points = grid.chunks(chunk)
+        self.points = grid.chunks(chunk, 1 if mesh is None else mesh.size)
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
+        self.mesh = mesh
 
     def energy(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """Energy, hartree; differentiable in `dm` and `positions`."""
+        chunks = jax.tree.map(jnp.asarray, self.points)
+        shared = dm, self.positions, self.basis, self.adjustment
+        return spread(self._energy, self.mesh, (P(), P(MOLECULE)), P())(shared, chunks)
+
+    def _energy(self, shared, chunks):
+        """Of a device's points and those of the others."""
+        dm, positions, basis, adjustment = shared
+        share = Share.of(self.mesh)
         total = jnp.sum(dm, axis=0, keepdims=True)
         total = (total + jnp.swapaxes(total, 1, 2)) / 2
-        order = ao_of_column(self.basis)
+        order = ao_of_column(basis)
         total = total[:, order[:, None], order[None, :]]
 
         @jax.checkpoint
         def of_chunk(part):
-            points, weights = Grid(part, self.adjustment).place(self.positions)
-            ao = evaluate_columns(self.basis, self.positions, points, 1)
+            points, weights = Grid(part, adjustment).place(positions)
+            ao = evaluate_columns(basis, positions, points, 1)
             rho, sigma = density_and_gradient(total, ao)
             return points, weights, rho[0], sigma[0]
 
-        points, weights, rho, sigma = jax.lax.map(of_chunk, self.points)
-        flat = weights.ravel(), rho.ravel(), sigma.ravel(), points.reshape(-1, 3).T
-        return sum(weight * vv10_energy(*flat, b, c) for weight, b, c in self.parameters)
+        points, *rows = map(share.whole, jax.lax.map(of_chunk, chunks))
+        flat = *(x.ravel() for x in rows), points.reshape(-1, 3).T
+        terms = (weight * vv10_energy(*flat, b, c, share) for weight, b, c in self.parameters)
+        return sum(terms)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
@@ -104,6 +120,7 @@ def vv10_energy(
     points: Float[Array, "3 npoint"],
     b: float,
     c: float,
+    share: Share = ALONE,
 ) -> Float[Array, ""]:
     """VV10 energy of a density on points, hartree: eqs. (3)-(14) of the paper.
 
@@ -113,6 +130,7 @@ def vv10_energy(
         sigma: |grad rho|², bohr⁻⁸.
         points: bohr.
         b, c: Damping at short range, and strength of the local gap.
+        share: A device makes its part of the sum over pairs; all know all points.
     """
     active = jax.lax.stop_gradient(rho) >= _THRESHOLD
     # Points that take part first: whole tiles of the others are left out.
@@ -123,22 +141,21 @@ def vv10_energy(
     gap = jnp.sqrt(c * (sigma / rho**2) ** 2 + 4 / 3 * np.pi * rho)
     kappa = 1.5 * np.pi * b * (rho / (9 * np.pi)) ** (1 / 6)
     beta = (3 / b**2) ** 0.75 / 32
-    return beta * jnp.sum(charge) + _pair_energy(charge, gap, kappa, points[:, order])
+    return beta * jnp.sum(charge) + _pair_energy(share, charge, gap, kappa, points[:, order])
 
 
-@jax.custom_jvp
-def _pair_energy(charge, gap, kappa, points):
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _pair_energy(share, charge, gap, kappa, points):
     """1/2 sum_gh q_g q_h Phi_gh."""
-    return 0.5 * jnp.vdot(
-        charge, _row_sums(False, charge, gap, kappa, points)[0], precision="highest"
-    )
+    potential = _row_sums(share, False, charge, gap, kappa, points)[0]
+    return 0.5 * jnp.vdot(charge, potential, precision="highest")
 
 
-def _pair_energy_jvp(primals, tangents):
+def _pair_energy_jvp(share, primals, tangents):
     # Phi is symmetric: one sum over h for each g holds the whole gradient.
     moved = not isinstance(tangents[3], SymbolicZero)
     charge = primals[0]
-    potential, by_gap, by_kappa, *pull = _row_sums(moved, *primals)
+    potential, by_gap, by_kappa, *pull = _row_sums(share, moved, *primals)
     slopes = [potential, charge * by_gap, charge * by_kappa]
     slopes += [charge[None] * jnp.stack(pull)] if moved else []
     value = 0.5 * jnp.vdot(charge, potential, precision="highest")
@@ -152,7 +169,7 @@ def _pair_energy_jvp(primals, tangents):
 _pair_energy.defjvp(_pair_energy_jvp, symbolic_zeros=True)
 
 
-def _row_sums(moved, charge, gap, kappa, points):
+def _row_sums(share, moved, charge, gap, kappa, points):
     """Sums over h of q_h times Phi_gh and its derivatives in gap_g, kappa_g and, if `moved`, r_g.
 
     Rows of a tile are points g, columns points h; a tile without charge on either side is left
@@ -163,7 +180,8 @@ def _row_sums(moved, charge, gap, kappa, points):
     rows, columns = (_tiles(everything, min(size, npoint)) for size in _TILE)
     nsum = 6 if moved else 3
 
-    def of_rows(row):
+    def of_rows(n):
+        row = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, n, 0, False), rows)
         zero = jnp.zeros((nsum, row[0].size), charge.dtype)
 
         @jax.checkpoint  # second derivatives too hold one tile at a time
@@ -174,7 +192,9 @@ def _row_sums(moved, charge, gap, kappa, points):
 
         return jax.lax.scan(step, zero, columns)[0]
 
-    sums = jax.lax.map(of_rows, rows)
+    ntile = len(rows[0])
+    (own,) = share.dealt(np.arange(ntile, dtype=np.int32))
+    sums = share.collected(jax.lax.map(of_rows, own), ntile)
     return jnp.swapaxes(sums, 0, 1).reshape(nsum, -1)[:, :npoint]
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
 from qchem.chunking import chunked_sum
-from qchem.devices import ALONE, MOLECULE, Share, spread
+from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
 from .learned import AnyFunctional
@@ -149,7 +149,7 @@ class GridXC(eqx.Module):
         return self._sum(recomputed, (learned, dm, placement), self.points)
 
     def _sum(self, f, params, chunks):
-        share = ALONE if self.mesh is None else Share.of(self.mesh)
+        share = Share.of(self.mesh)
         total = lambda params, chunks: share.total(chunked_sum(f, params, chunks))  # noqa: E731
         return self._spread(total, P())(params, chunks)
 

@@ -1,0 +1,228 @@
+"""Coulomb and exchange energy of given orbitals in density fitting, and its derivatives."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from qchem.devices import ALONE, MOLECULE, Share, spread
+from qchem.fitted_jk import fitting_arrays, over_columns, replaced_columns
+from qchem.integrals.fitting import weighted_fitting
+from qchem.integrals.moments import unpack
+from qchem.integrals.pairs import Distribution, attenuated
+from qchem.integrals.shared import Auxiliary, filled_lists, from_device_order
+from qchem.integrals.two_electron import auxiliary_columns, packed_density
+from qchem.jk import ExchangeWeights, over_ranges
+from qchem.metric import lower_factor, separated, solved
+
+
+def fitted_energy(
+    pairs: tuple[Distribution, ...],
+    aux: Auxiliary,
+    factor: Float[Array, "nspin nao nocc"],
+    naux: int,
+    coulomb: float,
+    exchange: float | ExchangeWeights,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, ""]:
+    """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
+
+    The orbitals contract (ab|P) to the charge q_P of the density and to (ij|P) of their own
+    products; the metric meets only these. The derivative contracts derivatives of (ab|P) and (P|Q)
+    with their weights in the energy, tile by tile: none is ever stored.
+
+    Args:
+        mesh: Devices that share the auxiliary functions.
+        dtype: Of products of (ab|P) with orbitals; by default that of the orbitals.
+    """
+    if not isinstance(exchange, ExchangeWeights):
+        exchange = ExchangeWeights(exchange)
+    share = Share.of(mesh)
+    energy = partial(_fitted_energy, naux, coulomb, exchange, share, dtype)
+    spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P()), P())
+    return spreading(pairs, aux, filled_lists(aux, share.count), factor)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor):
+    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
+    ranges = separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
+    return sum(
+        _Contracted.build(*both, factor, *weights, share, dtype).energy
+        for both, weights in zip(ranges, _weights(coulomb, exchange))
+    )
+
+
+def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
+    *lists, factor = primals
+    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
+    ranges = separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
+    energies, of_factor, slopes = [], [], []
+    for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
+        contracted = _Contracted.build(three, two, factor, *weights, share, dtype)
+        energies.append(contracted.energy)
+        of_three, of_orbitals = contracted.slopes(three, factor)
+        of_factor.append(share.total(of_orbitals))
+        slopes.append((of_three, contracted.metric_slope()))
+    if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
+        whole, rest = slopes
+        slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
+
+    leaves, tree = jax.tree.flatten(lists)
+    changes = jax.tree.leaves(tangents[:-1])
+    moving = [n for n, t in enumerate(changes) if not isinstance(t, SymbolicZero)]
+
+    def weighted(values):
+        # What does not change is not differentiated: widths would take R of higher orders.
+        given = [*leaves]
+        for n, value in zip(moving, values, strict=True):
+            given[n] = value
+        return _weighted_ranges(share, *jax.tree.unflatten(tree, given), slopes, exchange.omega)
+
+    of_moving = [[x[n] for n in moving] for x in (leaves, changes)]
+    energy = sum(energies)
+    tangent = jax.jvp(weighted, *[(x,) for x in of_moving])[1] if moving else jnp.zeros_like(energy)
+    if not isinstance(tangents[-1], SymbolicZero):
+        tangent = tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+    return energy, tangent
+
+
+_fitted_energy.defjvp(_fitted_energy_jvp, symbolic_zeros=True)
+
+
+def _weights(coulomb, exchange):
+    """Of Coulomb and exchange energy, for each interaction."""
+    return (coulomb, exchange.full), (0.0, exchange.attenuated)
+
+
+class _Contracted(eqx.Module):
+    """Coulomb and exchange energy of one interaction, and its derivatives.
+
+    E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. `charge` and `products`
+    are q_P and (ij|P) times V^-1, of a device's own P.
+    """
+
+    energy: Float[Array, ""]
+    charge: Float[Array, " own"]
+    products: Float[Array, "nspin nocc nocc own"]
+    coulomb: float = eqx.field(static=True)
+    exchange: float = eqx.field(static=True)
+    share: Share = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)  # of products with (ab|P)
+
+    @classmethod
+    def build(
+        cls, three, two, factor, coulomb: float, exchange: float, share=ALONE, dtype=None
+    ) -> _Contracted:
+        """From (ab|P), (P|Q) and orbitals."""
+        dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
+        nspin, nao, nocc = factor.shape
+        own = three.shape[1]
+        lower = lower_factor(two)
+        charge = jnp.dot(_density(factor), three, precision="highest")
+        charge = share.whole(charge)
+        charge = solved(lower, charge[None], transpose_a=True)
+        energy = 0.5 * coulomb * jnp.sum(charge**2)
+        products = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
+        if exchange:
+            short = factor.astype(dtype)
+
+            def add(products, start, columns, _):
+                half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
+                part = jnp.einsum("siap,saj->sijp", half, short, precision="highest")
+                part = part.astype(products.dtype)
+                return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
+
+            products = over_columns(add, products, three, nao, dtype)
+            rows = share.to_rows(products.reshape(-1, own))
+            rows = solved(lower, rows, transpose_a=True)
+            energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
+            rows = solved(lower, rows, transpose_a=False)
+            products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
+        charge = solved(lower, charge, transpose_a=False)[0]
+        return cls(energy, share.part(charge), products, coulomb, exchange, share, dtype)
+
+    def metric_slope(self) -> Float[Array, "naux naux"]:
+        """dE/d(P|Q)."""
+        charge = self.share.whole(self.charge)
+        slope = -0.5 * self.coulomb * charge[:, None] * charge[None]
+        if self.exchange:
+            rows = self.share.to_rows(self.products.reshape(-1, self.charge.size))
+            square = self.share.total(jnp.dot(rows.T, rows, precision="highest"))
+            slope = slope + 0.5 * self.exchange * square
+        return slope
+
+    def slopes(self, three, factor):
+        """dE/d(ab|P), each pair of AOs once, and dE/d(factor)."""
+        nao = factor.shape[1]
+        coulomb = self.coulomb * unpack(jnp.dot(three, self.charge, precision="highest"), nao)
+        of_factor = 2 * jnp.einsum("ab,sbi->sai", coulomb, factor, precision="highest")
+        density = _density(factor)[:, None]
+        if not self.exchange:
+            return self.coulomb * density * self.charge[None], of_factor
+        i, j = np.tril_indices(nao)
+        twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
+        short = factor.astype(self.dtype)
+
+        def exchanged(three, of_factor, start, columns, fresh):
+            """Columns of (ab|P) give way to their slopes, but for those that are slopes already."""
+            size = columns.shape[2]
+            products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
+            products = products.astype(self.dtype) * fresh[None, None, None]
+            half = jnp.einsum("sai,sijp->sajp", short, products, precision="highest")
+            part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
+            of_factor = of_factor - 2 * self.exchange * part.astype(factor.dtype)
+            square = jnp.einsum("sajp,sbj->abp", half, short, precision="highest")
+            square = square.astype(factor.dtype)[i, j]
+            charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
+            new = self.coulomb * density * charge[None] - self.exchange * twice * square
+            old = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
+            new = jnp.where(fresh[None] > 0, new, old)
+            return jax.lax.dynamic_update_slice_in_dim(three, new, start, 1), of_factor
+
+        return replaced_columns(exchanged, three, of_factor, nao, self.dtype)
+
+
+def _density(factor):
+    """The total density matrix, packed."""
+    return packed_density(jnp.einsum("sai,sbi->ab", factor, factor, precision="highest"))
+
+
+def _weighted_ranges(share, pairs, aux, own, weights, omega):
+    """Sum of weights, of three- and two-index integrals, times the integrals of `over_ranges`."""
+
+    def term(pairs, aux, own, three, two):
+        arrays = _in_lists(aux, three, two, share)
+        return share.total(weighted_fitting(pairs, aux, own, *arrays, share))
+
+    if omega == 0:
+        return term(pairs, aux, own, *weights[0])
+    three, two = (jnp.stack(parts) for parts in zip(*weights, strict=True))
+    inverse = jnp.asarray([0.0, omega**-2], three.dtype)
+    terms = jax.lax.map(
+        lambda x: term(*(attenuated(rows, x[0]) for rows in (pairs, aux, own)), x[1], x[2]),
+        (inverse, three, two),
+    )
+    return jnp.sum(terms)
+
+
+def _in_lists(aux, three, two, share):
+    """Weights of the integrals in the order of the lists: the reverse of `fitting_arrays`."""
+    if not share.alone:
+        return three, from_device_order(two, aux, share)
+    naux, width = two.shape[0], sum(rows.index.size for rows in aux)
+    if naux == width:
+        return three, two
+    columns = auxiliary_columns(aux, naux)
+    three = jnp.zeros((three.shape[0], width), three.dtype).at[:, columns].set(three)
+    return three, jnp.zeros((width, width), two.dtype).at[columns[:, None], columns[None]].set(two)

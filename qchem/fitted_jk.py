@@ -1,0 +1,249 @@
+"""Coulomb and exchange matrices in density fitting, with the auxiliary index shared by devices.
+
+Each device makes, keeps and contracts (ab|P) of its own P. So nothing of that size is ever whole
+anywhere, J and K are sums over P, and a matrix (nao nao) is all that devices exchange in a cycle;
+shared by pairs ab, they would have to exchange (ia|P) of the orbitals for every K. The metric
+mixes the P of a pair: for that the integrals change hands twice at each geometry, some pairs at a
+time, and come back (all-to-all). (P|Q) is small: it is made in parts, which every device adds up
+and factorizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from qchem.devices import ALONE, MOLECULE, Share, spread
+from qchem.integrals.fitting import fitting_2c, fitting_3c, fitting_integrals
+from qchem.integrals.moments import unpack
+from qchem.integrals.pairs import Distribution, npair
+from qchem.integrals.shared import Auxiliary, filled_lists, to_device_order
+from qchem.integrals.two_electron import auxiliary_columns, packed_density
+from qchem.jk import AbstractJK, over_ranges, packed_index
+from qchem.metric import columns_of, lower_factor, separated
+
+_WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
+_UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
+_SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
+
+
+class DensityFittedJK(AbstractJK):
+    """Products of AOs expanded in an auxiliary basis, in the Coulomb metric (RI-J and RI-K).
+
+    (ab|cd) is replaced by sum_P B_ab,P B_cd,P with B = (ab|P) L^-T and L L^T = (P|Q): Dunlap,
+    Connolly & Sabin, J. Chem. Phys. 71, 3396 (1979); Weigend, PCCP 4, 4285 (2002).
+    """
+
+    fitted: Float[Array, "npair naux"]
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+
+    @classmethod
+    def build(
+        cls, pairs: tuple[Distribution, ...], aux: Auxiliary, nao: int, naux: int
+    ) -> DensityFittedJK:
+        """Fits the AO pairs."""
+        return cls.build_separated(pairs, aux, nao, naux, 0.0)[0]
+
+    @classmethod
+    def build_separated(
+        cls,
+        pairs: tuple[Distribution, ...],
+        aux: Auxiliary,
+        nao: int,
+        naux: int,
+        omega: float,
+        *,
+        mesh: Mesh | None = None,
+        reverse: bool = False,
+        dtype: DTypeLike | None = None,
+    ) -> tuple[DensityFittedJK, ...]:
+        """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
+
+        Args:
+            mesh: Devices that share the auxiliary functions.
+            reverse: To be differentiated in reverse mode alone, at less cost.
+            dtype: As in `fit`.
+        """
+        share = Share.of(mesh)
+
+        def build(pairs, aux, own):
+            integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
+            ranges = separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
+            return tuple(fitted_columns(*both, share, dtype) for both in ranges)
+
+        building = spread(build, mesh, (P(), P(), P(MOLECULE)), P(None, MOLECULE))
+        parts = building(pairs, aux, filled_lists(aux, share.count))
+        return tuple(cls(fitted, mesh) for fitted in parts)
+
+    @classmethod
+    def fit(
+        cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
+    ) -> DensityFittedJK:
+        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
+        return cls(fitted_columns(three, two))
+
+    def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
+        return self._total(_coulomb, dm)
+
+    def exchange(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, "nspin nao nao"]:
+        return self._total(_exchange, factor)
+
+    def _total(self, matrix, x):
+        total = lambda fitted, x: Share.of(self.mesh).total(matrix(fitted, x))  # noqa: E731
+        return spread(total, self.mesh, (P(None, MOLECULE), P()), P())(self.fitted, x)
+
+
+def _coulomb(fitted, dm):
+    nao, density = dm.shape[0], packed_density(dm)
+
+    def part(start, size):
+        columns = jax.lax.dynamic_slice_in_dim(fitted, start, size, 1).astype(dm.dtype)
+        charge = jnp.dot(density, columns, precision="highest")
+        return jnp.dot(columns, charge, precision="highest")
+
+    naux = fitted.shape[1]
+    if fitted.dtype == dm.dtype:
+        return unpack(part(0, naux), nao)
+    # Reading B takes the time, not multiplying: the product has the longer dtype, as the
+    # Coulomb energy is large.
+    size = max(1, min(naux, _WIDENED_BYTES // (dm.dtype.itemsize * density.size)))
+    starts = jnp.arange(0, naux - naux % size, size, dtype=jnp.int32)
+    rest = part(naux - naux % size, naux % size)
+    total, _ = jax.lax.scan(lambda total, n: (total + part(n, size), None), rest, starts)
+    return unpack(total, nao)
+
+
+def _exchange(fitted, factor):
+    nspin, nao, _ = factor.shape
+    short = factor.astype(fitted.dtype)
+
+    def add(exchange, _, columns, fresh):
+        half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
+        counted = half * fresh[None, None, None]
+        part = jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+        return exchange + part.astype(exchange.dtype)
+
+    zero = jnp.zeros((nspin, nao, nao), factor.dtype)
+    most = None if short.dtype == factor.dtype else _SHORT_SUM
+    return over_columns(add, zero, fitted, nao, most=most)
+
+
+def fitted_columns(
+    three: Float[Array, "npair own"],
+    two: Float[Array, "naux naux"],
+    share: Share = ALONE,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "npair own"]:
+    """B of a device's own P.
+
+    Args:
+        dtype: That B is stored and multiplied in; the fit has that of the integrals.
+    """
+    fitted = columns_of(share, lower_factor(two), three)
+    return fitted.astype(three.dtype if dtype is None else dtype)
+
+
+def fitting_arrays(
+    nao: int,
+    naux: int,
+    pairs: tuple[Distribution, ...],
+    aux: Auxiliary,
+    own: Auxiliary | None = None,
+    *,
+    share: Share = ALONE,
+    reverse: bool = False,
+) -> tuple[Float[Array, "npair own"], Float[Array, "all all"]]:
+    """(ab|P) and (P|Q) without what fills up lists; else in any order, so that none is copied.
+
+    Where devices share the auxiliary functions, (ab|P) of a device's `own` P, and (P|Q) in the
+    order of the columns of all devices, with those that fill up.
+    """
+    own = aux if own is None else own
+    if reverse:
+        three, two = fitting_integrals((pairs, aux, own), npair(nao), share)
+    else:
+        three, two = fitting_3c(pairs, own, npair(nao)), fitting_2c(aux, share)
+    if not share.alone:
+        return three, to_device_order(two, aux, share)
+    if three.shape[1] == naux:
+        return three, two
+    columns = auxiliary_columns(aux, naux)
+    return three[:, columns], two[columns][:, columns]
+
+
+def over_columns(
+    add: Callable[..., Any],
+    sums: Any,
+    three: Float[Array, "npair own"],
+    nao: int,
+    dtype: DTypeLike | None = None,
+    most: int | None = None,
+) -> Any:
+    """Goes through (ab|P) unpacked, some P at a time.
+
+    Args:
+        add: Of the sums, the first P, (a, b, P) and, for each P, 1, or 0 where it was there before.
+        sums: What `add` changes.
+        three: (ab|P), packed.
+        nao: Number of AOs.
+        dtype: Of what is unpacked; by default that of `three`.
+        most: P at a time at most.
+    """
+
+    def step(sums, window):
+        return add(sums, *window(three))
+
+    return _over_windows(step, sums, three, nao, dtype, most)
+
+
+def replaced_columns(
+    replace: Callable[..., Any],
+    three: Float[Array, "npair own"],
+    sums: Any,
+    nao: int,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "npair own"], Any]:
+    """The same where (ab|P) itself is changed, in its own memory and dtype.
+
+    Args:
+        replace: Of (ab|P), the sums, and the rest as in `over_columns`: both anew.
+        three, sums, nao, dtype: As there.
+    """
+
+    def step(both, window):
+        three, sums = both
+        return replace(three, sums, *window(three))
+
+    return _over_windows(step, (three, sums), three, nao, dtype)
+
+
+def _over_windows(step, state, three, nao, dtype=None, most=None):
+    """`step` of the state, and of what takes the next columns from (ab|P), one after another."""
+    naux, dtype = three.shape[1], jnp.dtype(three.dtype if dtype is None else dtype)
+    ao = jnp.arange(nao)
+    index = packed_index(ao[:, None], ao[None])
+    size = max(1, min(naux, most or naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
+    if size == naux:
+        return step(state, lambda three: (0, three.astype(dtype)[index], jnp.ones(naux, dtype)))
+
+    @jax.checkpoint
+    def body(state, first):
+        start = jnp.minimum(first, naux - size)
+
+        def window(three):
+            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1).astype(dtype)[index]
+            fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(dtype)
+            return start, columns, fresh
+
+        return step(state, window), None
+
+    return jax.lax.scan(body, state, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
