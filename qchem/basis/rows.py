@@ -1,0 +1,273 @@
+"""Shells at points in space as rows, one per shell, whose sums over AOs cost little.
+
+A shell's functions are R(r²) A_c(r): one radial part, a contraction of Gaussians, times homogeneous
+polynomials of degree l. A sum Σ_c X_c A_c over its functions is again such a polynomial, so that
+densities and their derivatives need a few rows per shell, and no derivative of an AO is stored.
+Coordinates, polynomials and their coefficients are lists of rows (nshell npoint); None is zero.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import factorial, log
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from qchem.basis.layout import Basis, ShellBatch
+from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
+from qchem.compilation import platform
+
+Rows = list[Array | None]
+
+
+class ShellRows:
+    """The shells of one batch: r - R of their atoms, and R, 2 dR/d(r²), 4 d²R/d(r²)², ...
+
+    Attributes:
+        l, nshell: Angular momentum and number of shells.
+        r: x, y and z.
+        radial: R and its derivatives, as far as asked for.
+    """
+
+    def __init__(self, batch: ShellBatch, spherical: bool, r: list[Array], radial: list[Array]):
+        self.l, self.nshell = batch.l, radial[0].shape[0]
+        self.r, self.radial = r, radial
+        self._angular = angular_matrix(batch.l, spherical)
+        self._monomials: list[Rows] = [[None]]  # of degree 0 there is one, which is not multiplied
+        for degree in range(1, batch.l + 1):
+            self._monomials.append(_next_monomials(self._monomials[-1], r, degree))
+
+    @property
+    def size(self) -> int:
+        """How many functions there are."""
+        return len(self._angular) * self.nshell
+
+    def columns(self) -> Rows:
+        """The functions R A_c, one after another, each of all shells."""
+        return [_times(self.radial[0], a) for a in self._polynomials(self._angular, self.l)]
+
+    def columns_along(self, b: Sequence[Array], br: Array) -> Rows:
+        """Their derivatives along b: R (b · ∇A_c) + R₁ (b · r) A_c, with `br` = b · r."""
+        along = _times(self.radial[1], br)
+        columns = [_times(along, a) for a in self._polynomials(self._angular, self.l)]
+        if self.l:
+            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
+            for c, slope in enumerate(zip(*slopes, strict=True)):
+                change = _sum(_times(x[None], s) for x, s in zip(b, slope, strict=True))
+                columns[c] = _sum([columns[c], _times(self.radial[0], change)])
+        return columns
+
+    def columns_raised(self, order: int) -> list[Rows]:
+        """The functions, their gradients and second derivatives: see `evaluate_ao`."""
+        value = self._polynomials(self._angular, self.l)
+        components = [self.columns()]
+        if order == 0:
+            return components
+        R = self.radial
+        first = [_times(R[1], a) for a in value]
+        slopes = [[None] * len(value)] * 3
+        if self.l:
+            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
+        for i in range(3):
+            parts = zip(first, slopes[i], strict=True)
+            components.append([_sum([_times(self.r[i], f), _times(R[0], s)]) for f, s in parts])
+        if order == 1:
+            return components
+        second = [_times(R[2], a) for a in value]
+        for i in range(3):
+            for j in range(i, 3):
+                curved = [None] * len(value)
+                if self.l > 1:
+                    matrix = self._angular @ _gradient(self.l)[i] @ _gradient(self.l - 1)[j]
+                    curved = self._polynomials(matrix, self.l - 2)
+                columns = []
+                for c in range(len(value)):
+                    mixed = [_times(self.r[i], slopes[j][c]), _times(self.r[j], slopes[i][c])]
+                    columns.append(
+                        _sum(
+                            [
+                                _times(self.r[i] * self.r[j], second[c]),
+                                first[c] if i == j else None,
+                                _times(R[1], _sum(mixed)),
+                                _times(R[0], curved[c]),
+                            ]
+                        )
+                    )
+                components.append(columns)
+        return components
+
+    def contracted(self, x: Array) -> "Polynomial":
+        """Σ_c x_c A_c of rows in the order of `columns`."""
+        n = self.nshell
+        parts = [x[c * n : (c + 1) * n] for c in range(len(self._angular))]
+        return Polynomial(self._monomials, self.l, _combined(self._angular.T, parts))
+
+    def _polynomials(self, matrix: np.ndarray, degree: int) -> Rows:
+        if degree == 0:
+            return [_constant(row[0], self.radial[0].dtype) for row in matrix]
+        return _combined(matrix, self._monomials[degree])
+
+
+class Polynomial:
+    """A homogeneous polynomial for each shell, by its coefficients."""
+
+    def __init__(self, monomials: list[Rows], degree: int, coefficients: Rows):
+        self._monomials, self.degree, self._coefficients = monomials, degree, coefficients
+
+    def value(self) -> Array | None:
+        """At the points."""
+        if self.degree <= 0:
+            return self._coefficients[0] if self.degree == 0 else None
+        pairs = zip(self._coefficients, self._monomials[self.degree], strict=True)
+        return _sum(_times(c, m) for c, m in pairs)
+
+    def slopes(self) -> "list[Polynomial]":
+        """Derivatives along x, y and z."""
+        if self.degree <= 0:
+            return [Polynomial(self._monomials, -1, [])] * 3
+        lower = [_combined(m.T, self._coefficients) for m in _gradient(self.degree)]
+        return [Polynomial(self._monomials, self.degree - 1, c) for c in lower]
+
+
+def shell_rows(
+    basis: Basis,
+    apart: list[Float[Array, "natom npoint"]],
+    order: int,
+    fence: Bool[Array, ""] | None = None,
+) -> list[ShellRows]:
+    """The rows of each batch.
+
+    Args:
+        apart: x, y and z of all points minus all nuclei; their dtype is that of the result.
+        order: Highest derivative of R.
+        fence: True, though the compiler cannot know it: see `standing`.
+    """
+    dtype = apart[0].dtype
+    square = apart[0] ** 2 + apart[1] ** 2 + apart[2] ** 2
+    exponents = [jnp.asarray(b.exponents, dtype).T[:, :, None] for b in basis.batches]
+
+    def gaussians():
+        pairs = zip(exponents, basis.batches, strict=True)
+        return [exponential(-(a * square[b.atom][None])) for a, b in pairs]
+
+    scales = [batch.coefficients(dtype).T[:, :, None] for batch in basis.batches]
+
+    def radial(gaussians):
+        every = []
+        for a, scale, g in zip(exponents, scales, gaussians, strict=True):
+            orders = []
+            for _ in range(order + 1):
+                orders.append(_sum(scale[k] * g[k] for k in range(len(g))))
+                scale = -2 * a * scale
+            every.append(orders)
+        return every
+
+    every = standing(fence, radial, standing(fence, gaussians))
+    found = []
+    for batch, orders in zip(basis.batches, every, strict=True):
+        r = [x[batch.atom] for x in apart]
+        found.append(ShellRows(batch, basis.spherical, r, orders))
+    return found
+
+
+def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's arrays, standing in memory.
+
+    On a CPU the compiler makes an array anew for each array that it goes into, unless a branch
+    returns it.
+
+    Args:
+        fence: True, though the compiler cannot know it; without it, and elsewhere, the function is
+            simply called.
+    """
+    if fence is None or platform() != "cpu":
+        return function(*arguments)
+    shapes = jax.eval_shape(function, *arguments)
+
+    def nothing(*_):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(fence, function, nothing, *arguments)
+
+
+@jax.custom_jvp
+def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """exp(x) for x <= 0 to an ulp or two, zero where it leaves the range of normal numbers.
+
+    2^n exp(f), |f| <= ln(2)/2, n put into the exponent's bits: arithmetic that a compiler
+    vectorizes in any loop, which XLA's own it does only in the simplest ones on a CPU.
+    """
+    info = jnp.finfo(x.dtype)
+    integer = jnp.int32 if info.bits == 32 else jnp.int64
+    high = 0.693145751953125 if info.bits == 32 else 0.6931471803691238  # few bits: n * high exact
+    low = 1.42860682030941723e-6 if info.bits == 32 else 1.9082149292705877e-10
+    n = jnp.floor(jnp.maximum(x, info.minexp * log(2)) * (1 / log(2)) + 0.5)
+    f = (x - n * high) - n * low
+    degree = 8 if info.bits == 32 else 12
+    series = jnp.full_like(f, 1 / factorial(degree))
+    for k in range(degree - 1, -1, -1):
+        series = series * f + 1 / factorial(k)
+    bits = (n.astype(integer) + (info.maxexp - 1)) << info.nmant
+    power = jax.lax.bitcast_convert_type(bits, x.dtype)
+    return jnp.where(x < (info.minexp + 1) * log(2), 0, series * power)
+
+
+@exponential.defjvp
+def _exponential_jvp(primals, tangents):
+    value = exponential(*primals)
+    return value, value * tangents[0]
+
+
+def _times(a: Array | None, b: Array | None) -> Array | None:
+    return None if a is None or b is None else a * b
+
+
+def _sum(terms) -> Array | None:
+    terms = [x for x in terms if x is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _constant(value: float, dtype: DTypeLike) -> Array | None:
+    return jnp.full((1, 1), value, dtype) if value else None
+
+
+def _combined(matrix: np.ndarray, rows: Rows) -> Rows:
+    """A constant matrix, of which few elements are not zero, times rows."""
+    found = []
+    for elements in matrix:
+        pairs = zip(elements.tolist(), rows, strict=True)
+        found.append(_sum(x if c == 1 else c * x for c, x in pairs if c and x is not None))
+    return found
+
+
+def _next_monomials(lower: Rows, r: list[Array], l: int) -> Rows:
+    """Monomials of degree l from those of degree l - 1, each times one coordinate."""
+    column = _column_of_power(l - 1)
+    monomials = []
+    for power in cartesian_powers(l):
+        axis = int((power > 0).argmax())
+        parent = lower[column[tuple((power - np.eye(3, dtype=int)[axis]).tolist())]]
+        monomials.append(r[axis] if parent is None else parent * r[axis])
+    return monomials
+
+
+@lru_cache
+def _gradient(l: int) -> tuple[np.ndarray, ...]:
+    """For each axis the matrix from monomials of degree l to those of degree l - 1."""
+    column = _column_of_power(l - 1)
+    matrices = np.zeros((3, ncomponent(l, False), len(column)))
+    for row, power in enumerate(cartesian_powers(l).tolist()):
+        for axis in range(3):
+            lower = list(power)
+            lower[axis] -= 1
+            if power[axis]:
+                matrices[axis, row, column[tuple(lower)]] = power[axis]
+    return tuple(matrices)
+
+
+def _column_of_power(l: int) -> dict[tuple[int, ...], int]:
+    return {tuple(power): c for c, power in enumerate(cartesian_powers(l).tolist())}
