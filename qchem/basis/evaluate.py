@@ -1,5 +1,6 @@
 """Values and derivatives of the AOs at points in space."""
 
+from collections.abc import Callable
 from functools import partial
 from math import gamma
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from qchem.basis.layout import Basis
 from qchem.basis.rows import shell_rows
@@ -94,12 +95,16 @@ _columns = jax.custom_jvp(_evaluate, nondiff_argnums=(3, 4))
 def _columns_jvp(derivative, dtype, primals, tangents):
     basis, positions, points = primals
     basis_dot, positions_dot, points_dot = tangents
+
+    def plain(*primals):
+        return _evaluate(*primals, derivative, dtype)
+
     if derivative == 2:  # third derivatives are not written down
-        return _plain_jvp(primals, tangents, derivative, dtype)
+        return jvp_of_moving(plain, primals, tangents)
     change = []
     if any(not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(basis_dot)):
         still = (basis_dot, *map(_zero, (positions, points)))
-        values, tangent = _plain_jvp(primals, still, derivative, dtype)
+        values, tangent = jvp_of_moving(plain, primals, still)
         change.append(tangent)
     if not all(isinstance(dot, SymbolicZero) for dot in (positions_dot, points_dot)):
         higher = _columns(basis, positions, points, derivative + 1, dtype)
@@ -119,8 +124,10 @@ def _columns_jvp(derivative, dtype, primals, tangents):
     return values, tuple(sum(terms[1:], terms[0]) for terms in zip(*change))
 
 
-def _plain_jvp(primals, tangents, derivative, dtype):
-    """Forward derivative of the formulas as they stand, with respect to whatever moves."""
+def jvp_of_moving(
+    function: Callable[..., PyTree], primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
+) -> tuple[PyTree, PyTree]:
+    """Forward derivative of a formula as it stands, with respect to whatever moves."""
     leaves, tree = jax.tree.flatten(primals)
     dots = jax.tree.leaves(tangents)
     moving = [n for n, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
@@ -129,7 +136,7 @@ def _plain_jvp(primals, tangents, derivative, dtype):
         new = list(leaves)
         for n, leaf in zip(moving, moved, strict=True):
             new[n] = leaf
-        return _evaluate(*jax.tree.unflatten(tree, new), derivative, dtype)
+        return function(*jax.tree.unflatten(tree, new))
 
     return jax.jvp(of_moving, [leaves[n] for n in moving], [dots[n] for n in moving])
 

@@ -6,7 +6,7 @@ densities and their derivatives need a few rows per shell, and no derivative of 
 Coordinates, polynomials and their coefficients are lists of rows (nshell npoint); None is zero.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import factorial, log
 from typing import Any
@@ -48,17 +48,17 @@ class ShellRows:
 
     def columns(self) -> Rows:
         """The functions R A_c, one after another, each of all shells."""
-        return [_times(self.radial[0], a) for a in self._polynomials(self._angular, self.l)]
+        return [times(self.radial[0], a) for a in self._polynomials(self._angular, self.l)]
 
     def columns_along(self, b: Sequence[Array], br: Array) -> Rows:
         """Their derivatives along b: R (b · ∇A_c) + R₁ (b · r) A_c, with `br` = b · r."""
-        along = _times(self.radial[1], br)
-        columns = [_times(along, a) for a in self._polynomials(self._angular, self.l)]
+        along = times(self.radial[1], br)
+        columns = [times(along, a) for a in self._polynomials(self._angular, self.l)]
         if self.l:
             slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
             for c, slope in enumerate(zip(*slopes, strict=True)):
-                change = _sum(_times(x[None], s) for x, s in zip(b, slope, strict=True))
-                columns[c] = _sum([columns[c], _times(self.radial[0], change)])
+                change = summed(times(x[None], s) for x, s in zip(b, slope, strict=True))
+                columns[c] = summed([columns[c], times(self.radial[0], change)])
         return columns
 
     def columns_raised(self, order: int) -> list[Rows]:
@@ -68,16 +68,16 @@ class ShellRows:
         if order == 0:
             return components
         R = self.radial
-        first = [_times(R[1], a) for a in value]
+        first = [times(R[1], a) for a in value]
         slopes = [[None] * len(value)] * 3
         if self.l:
             slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
         for i in range(3):
             parts = zip(first, slopes[i], strict=True)
-            components.append([_sum([_times(self.r[i], f), _times(R[0], s)]) for f, s in parts])
+            components.append([summed([times(self.r[i], f), times(R[0], s)]) for f, s in parts])
         if order == 1:
             return components
-        second = [_times(R[2], a) for a in value]
+        second = [times(R[2], a) for a in value]
         for i in range(3):
             for j in range(i, 3):
                 curved = [None] * len(value)
@@ -86,14 +86,14 @@ class ShellRows:
                     curved = self._polynomials(matrix, self.l - 2)
                 columns = []
                 for c in range(len(value)):
-                    mixed = [_times(self.r[i], slopes[j][c]), _times(self.r[j], slopes[i][c])]
+                    mixed = [times(self.r[i], slopes[j][c]), times(self.r[j], slopes[i][c])]
                     columns.append(
-                        _sum(
+                        summed(
                             [
-                                _times(self.r[i] * self.r[j], second[c]),
+                                times(self.r[i] * self.r[j], second[c]),
                                 first[c] if i == j else None,
-                                _times(R[1], _sum(mixed)),
-                                _times(R[0], curved[c]),
+                                times(R[1], summed(mixed)),
+                                times(R[0], curved[c]),
                             ]
                         )
                     )
@@ -123,7 +123,7 @@ class Polynomial:
         if self.degree <= 0:
             return self._coefficients[0] if self.degree == 0 else None
         pairs = zip(self._coefficients, self._monomials[self.degree], strict=True)
-        return _sum(_times(c, m) for c, m in pairs)
+        return summed(times(c, m) for c, m in pairs)
 
     def slopes(self) -> "list[Polynomial]":
         """Derivatives along x, y and z."""
@@ -161,7 +161,7 @@ def shell_rows(
         for a, scale, g in zip(exponents, scales, gaussians, strict=True):
             orders = []
             for _ in range(order + 1):
-                orders.append(_sum(scale[k] * g[k] for k in range(len(g))))
+                orders.append(summed(scale[k] * g[k] for k in range(len(g))))
                 scale = -2 * a * scale
             every.append(orders)
         return every
@@ -222,11 +222,13 @@ def _exponential_jvp(primals, tangents):
     return value, value * tangents[0]
 
 
-def _times(a: Array | None, b: Array | None) -> Array | None:
+def times(a: Array | None, b: Array | None) -> Array | None:
+    """The product of rows."""
     return None if a is None or b is None else a * b
 
 
-def _sum(terms) -> Array | None:
+def summed(terms: Iterable[Array | None]) -> Array | None:
+    """The sum of rows; None if all are."""
     terms = [x for x in terms if x is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
@@ -240,7 +242,7 @@ def _combined(matrix: np.ndarray, rows: Rows) -> Rows:
     found = []
     for elements in matrix:
         pairs = zip(elements.tolist(), rows, strict=True)
-        found.append(_sum(x if c == 1 else c * x for c, x in pairs if c and x is not None))
+        found.append(summed(x if c == 1 else c * x for c, x in pairs if c and x is not None))
     return found
 
 

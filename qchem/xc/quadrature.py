@@ -17,6 +17,7 @@ from qchem.chunking import chunked_sum
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
+from .chunk import Density, Formula, Placement, energy_of_chunk
 from .learned import AnyFunctional
 
 _AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
@@ -96,19 +97,48 @@ class GridXC(eqx.Module):
         Args:
             dm: The total density matrix, or alpha and beta.
         """
-        if self.functional.ingredients == "none":
+        return self._energy(Density(matrix=(dm + jnp.swapaxes(dm, -1, -2)) / 2))
+
+    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
+        """`energy` of dm = orbitals orbitals^T, which is quicker with few orbitals."""
+        return self._energy(Density(orbitals=orbitals))
+
+    def _energy(self, density):
+        rung = self.functional.ingredients
+        if rung == "none":
             return jnp.zeros((), self.positions.dtype)
+        if rung != "mgga" and self.ao is None:
+            return self._energy_of_rows(density)
 
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
-            tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
+            tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
             return jnp.vdot(
                 weights,
                 _in_own_loop(functional.energy_density, rho, sigma, tau),
                 precision="highest",
             )
 
-        return self._integrate(term, dm)
+        return self._integrate(term, density.as_matrix())
+
+    def _energy_of_rows(self, density):
+        learned, fixed = eqx.partition(self.functional, eqx.is_array)
+
+        def energy_density(learned, *ingredients):
+            return eqx.combine(learned, fixed).energy_density(*ingredients, None)
+
+        formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
+        order = ao_of_column(self.basis)
+        scale = None
+        if self.ao_dtype != self.positions.dtype:
+            scale = rounding_of_columns(self.basis, self.positions.dtype, self.ao_dtype)
+        density = density.in_columns(order, scale)
+        placement = Placement(self.positions, self.basis, self.adjustment)
+
+        def of_chunk(params, part):
+            return energy_of_chunk(formula, self.ao_dtype, *params, part)
+
+        return self._sum(of_chunk, (learned, density, placement), self.points)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
