@@ -7,7 +7,9 @@ Coordinates, polynomials and their coefficients are lists of rows (nshell npoint
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 from math import factorial, log
 from typing import Any
 
@@ -22,6 +24,7 @@ from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.compilation import platform
 
 Rows = list[Array | None]
+Depths = tuple[tuple[tuple[int, int], ...], ...]  # (nshell, nprim) ... of each batch
 
 
 class ShellRows:
@@ -133,11 +136,37 @@ class Polynomial:
         return [Polynomial(self._monomials, self.degree - 1, c) for c in lower]
 
 
+def deepest_first(basis: Basis) -> Basis:
+    """The same functions, in each batch the shells of most primitives first."""
+
+    def ordered(batch):
+        if not isinstance(batch.contraction, np.ndarray):
+            return batch
+        order = np.argsort(-np.count_nonzero(batch.contraction, axis=1), kind="stable")
+        return jax.tree.map(lambda x: x[order], batch)
+
+    return replace(basis, batches=tuple(map(ordered, basis.batches)))
+
+
+def depths(basis: Basis) -> Depths:
+    """How many shells of each batch have how many primitives, one after another."""
+    found = []
+    for batch in basis.batches:
+        contraction = batch.contraction
+        counts = [contraction.shape[1]] * len(contraction)
+        if isinstance(contraction, np.ndarray):  # else unknown: padding counts
+            last = contraction.shape[1] - np.argmax(contraction[:, ::-1] != 0, axis=1)
+            counts = np.where(np.any(contraction != 0, axis=1), last, 1).tolist()
+        found.append(tuple((len(list(same)), count) for count, same in groupby(counts)))
+    return tuple(found)
+
+
 def shell_rows(
     basis: Basis,
     apart: list[Float[Array, "natom npoint"]],
     order: int,
     fence: Bool[Array, ""] | None = None,
+    shape: Depths | None = None,
 ) -> list[ShellRows]:
     """The rows of each batch.
 
@@ -145,25 +174,34 @@ def shell_rows(
         apart: x, y and z of all points minus all nuclei; their dtype is that of the result.
         order: Highest derivative of R.
         fence: True, though the compiler cannot know it: see `standing`.
+        shape: `depths` of the basis, where they are known better than from its arrays.
     """
     dtype = apart[0].dtype
     square = apart[0] ** 2 + apart[1] ** 2 + apart[2] ** 2
-    exponents = [jnp.asarray(b.exponents, dtype).T[:, :, None] for b in basis.batches]
+    groups = []  # exponents and factors (nprim nshell 1) and atoms of shells of one depth
+    for batch, sizes in zip(basis.batches, shape or depths(basis), strict=True):
+        a, c = jnp.asarray(batch.exponents, dtype), batch.coefficients(dtype)
+        start = 0
+        for size, nprim in sizes:
+            part = slice(start, start := start + size)
+            of_part = [x[part, :nprim].T[:, :, None] for x in (a, c)]
+            groups.append((*of_part, batch.atom[part]))
 
     def gaussians():
-        pairs = zip(exponents, basis.batches, strict=True)
-        return [exponential(-(a * square[b.atom][None])) for a, b in pairs]
-
-    scales = [batch.coefficients(dtype).T[:, :, None] for batch in basis.batches]
+        return [exponential(-(a * square[atom][None])) for a, _, atom in groups]
 
     def radial(gaussians):
+        left = iter(zip(groups, gaussians, strict=True))
         every = []
-        for a, scale, g in zip(exponents, scales, gaussians, strict=True):
-            orders = []
-            for _ in range(order + 1):
-                orders.append(summed(scale[k] * g[k] for k in range(len(g))))
-                scale = -2 * a * scale
-            every.append(orders)
+        for sizes in shape or depths(basis):
+            parts = []
+            for _ in sizes:
+                (a, scale, _), g = next(left)
+                parts.append([])
+                for _ in range(order + 1):
+                    parts[-1].append(summed(scale[k] * g[k] for k in range(len(g))))
+                    scale = -2 * a * scale
+            every.append([jnp.concatenate(x) for x in zip(*parts, strict=True)])
         return every
 
     every = standing(fence, radial, standing(fence, gaussians))
@@ -196,7 +234,7 @@ def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *argum
 
 @jax.custom_jvp
 def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp(x) for x <= 0 to an ulp or two, zero where it leaves the range of normal numbers.
+    """exp(x) for x <= 0 to an ulp or two; where it would be less, the smallest normal number.
 
     2^n exp(f), |f| <= ln(2)/2, n put into the exponent's bits: arithmetic that a compiler
     vectorizes in any loop, which XLA's own it does only in the simplest ones on a CPU.
@@ -213,7 +251,7 @@ def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
         series = series * f + 1 / factorial(k)
     bits = (n.astype(integer) + (info.maxexp - 1)) << info.nmant
     power = jax.lax.bitcast_convert_type(bits, x.dtype)
-    return jnp.where(x < (info.minexp + 1) * log(2), 0, series * power)
+    return series * power
 
 
 @exponential.defjvp

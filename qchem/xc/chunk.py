@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from qchem.basis.evaluate import coordinates, jvp_of_moving
 from qchem.basis.layout import Basis
-from qchem.basis.rows import shell_rows, standing, summed, times
+from qchem.basis.rows import Depths, shell_rows, standing, summed, times
 from qchem.grids import Grid, GridPoints
 
 
@@ -78,6 +78,7 @@ class Placement(NamedTuple):
 def energy_of_chunk(
     formula: Formula,
     ao_dtype: jnp.dtype,
+    shape: Depths,
     learned: object,
     density: Density,
     placement: Placement,
@@ -97,11 +98,12 @@ def energy_of_chunk(
     Args:
         formula: Of an LDA or GGA.
         ao_dtype: Of AOs and their products.
+        shape: Of the basis.
         learned, density, placement, part: All that may be differentiated.
     """
 
     def plain(learned, density, placement, part):
-        chunk = _Chunk(placement, part, ao_dtype, formula, 0)
+        chunk = _Chunk(placement, part, ao_dtype, shape, formula, 0)
         return chunk.energy(learned, density)
 
     def rule(primals, tangents):
@@ -111,7 +113,7 @@ def energy_of_chunk(
         if sum(moving) > sum(written):
             return jvp_of_moving(plain, primals, tangents)
         *_, placement, part = primals
-        chunk = _Chunk(placement, part, ao_dtype, formula, int(written[-1]))
+        chunk = _Chunk(placement, part, ao_dtype, shape, formula, int(written[-1]))
         value, slopes = chunk.energy_and_slopes(*primals[:2], moved=written[-1])
         tangent = sum(
             jnp.vdot(slope, dot, precision="highest")
@@ -128,7 +130,8 @@ def energy_of_chunk(
 class _Chunk:
     """Rows of the shells at a chunk's points."""
 
-    def __init__(self, placement, part, dtype, formula, more):
+    def __init__(self, placement, part, dtype, shape, formula, more):
+        self.shape = shape
         self.dtype, self.formula = dtype, formula
         self.placement, self.fence = placement, part.atom[0] >= 0
         self.place = lambda r: Grid(part, placement.adjustment).place(r)
@@ -138,7 +141,7 @@ class _Chunk:
         """r of all atoms, rows of all shells, AOs."""
         placement = self.placement
         apart = coordinates(placement.positions, points, self.dtype)
-        rows = shell_rows(placement.basis, apart, self.order, self.fence)
+        rows = shell_rows(placement.basis, apart, self.order, self.fence, self.shape)
         return apart, rows, jnp.concatenate([c for batch in rows for c in batch.columns()])
 
     def _of_density(self, apart, rows, x):

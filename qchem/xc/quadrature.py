@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
+from qchem.basis.rows import Depths, deepest_first, depths
 from qchem.chunking import chunked_sum
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
@@ -36,6 +37,7 @@ class GridXC(eqx.Module):
             positions.
         weights: Integration weights of all chunks, bohr³; None likewise.
         mesh: Devices that share the chunks; only energies and matrices meet.
+        shape: How many shells of the basis have how many primitives.
     """
 
     functional: AnyFunctional
@@ -47,6 +49,7 @@ class GridXC(eqx.Module):
     weights: Float[Array, "nchunk chunk"] | None
     ao_dtype: jnp.dtype = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
+    shape: Depths = eqx.field(static=True)
 
     def __init__(
         self,
@@ -71,7 +74,8 @@ class GridXC(eqx.Module):
             mesh: Devices that share the points, along an axis called "molecule".
         """
         self.functional = functional
-        self.basis = basis
+        self.basis = basis = deepest_first(basis)
+        self.shape = depths(basis)
         self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
         chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
         self.points = grid.chunks(chunk + chunk % 2, ndevice)  # halved in `_in_own_loop`
@@ -136,7 +140,7 @@ class GridXC(eqx.Module):
         placement = Placement(self.positions, self.basis, self.adjustment)
 
         def of_chunk(params, part):
-            return energy_of_chunk(formula, self.ao_dtype, *params, part)
+            return energy_of_chunk(formula, self.ao_dtype, self.shape, *params, part)
 
         return self._sum(of_chunk, (learned, density, placement), self.points)
 
