@@ -186,6 +186,4 @@ def ao_of_column(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
 
 def _atom_of_column(basis: Basis) -> Array:
     width = [ncomponent(batch.l, basis.spherical) for batch in basis.batches]
-    return jnp.concatenate(
-        [jnp.tile(b.atom, n) for b, n in zip(basis.batches, width, strict=True)]
-    )
+    return jnp.concatenate([jnp.tile(b.atom, n) for b, n in zip(basis.batches, width, strict=True)])

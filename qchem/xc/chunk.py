@@ -216,7 +216,7 @@ class _Chunk:
         by_density, by_atoms = [], None
         for spin, ((x, inner), of_density) in enumerate(zip(applied, found, strict=True)):
             a = by_rho[spin].astype(self.dtype)[None]
-            b = None if by_gradient is None else by_gradient[spin].astype(self.dtype)
+            b = None if by_gradient is None else list(by_gradient[spin].astype(self.dtype))
             along = None if b is None else sum(c[None] * r for c, r in zip(b, apart, strict=True))
             y, dy, inner_y = None, None, None
             if b is not None:
