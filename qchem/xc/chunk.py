@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
@@ -42,7 +43,7 @@ class Density(NamedTuple):
         c = self.orbitals
         return self.matrix if c is None else jnp.einsum("smi,sni->smn", c, c, precision="highest")
 
-    def in_columns(self, order: Int[Array, "nao"], scale: Float[Array, "nao"] | None) -> "Density":
+    def in_columns(self, order: Int[Array | np.ndarray, "nao"], scale: Float[Array, "nao"] | None) -> "Density":
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:
             orbitals = self.orbitals[:, order]
