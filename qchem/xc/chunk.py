@@ -43,7 +43,9 @@ class Density(NamedTuple):
         c = self.orbitals
         return self.matrix if c is None else jnp.einsum("smi,sni->smn", c, c, precision="highest")
 
-    def in_columns(self, order: Int[Array | np.ndarray, "nao"], scale: Float[Array, "nao"] | None) -> "Density":
+    def in_columns(
+        self, order: Int[Array | np.ndarray, "nao"], scale: Float[Array, "nao"] | None
+    ) -> "Density":
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:
             orbitals = self.orbitals[:, order]
