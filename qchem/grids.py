@@ -148,8 +148,8 @@ class Grid(eqx.Module):
     ) -> tuple[Float[Array, "npoint 3"], Float[Array, "npoint"]]:
         """Points and weights at one geometry, differentiable in the positions.
 
-        Values need a few arrays of (points) x (atoms), first derivatives one or two of
-        (points) x (atoms)^2: give the points in parts to bound the memory.
+        Values and derivatives need a few arrays of (points) x (atoms), derivatives also one or two
+        of (points) x (at most 16 atoms) x (atoms): give the points in parts to bound the memory.
 
         Args:
             positions: Nuclei, bohr. Their dtype decides.
@@ -315,19 +315,34 @@ def _cell_share_jvp(primals, tangents):
     """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij), ordered for few passes.
 
     The sum over the pairs is done here, forward, so that its transpose is a product with small
-    matrices. The pair matrix is antisymmetric; the adjustment is constant.
+    matrices. The pair matrix is antisymmetric; the adjustment is constant. Many atoms are taken a
+    few rows of pairs at a time, and those are made again in reverse.
     """
     distance, inverse_separation, adjustment, atom = primals
     distance_dot, inverse_separation_dot = tangents[:2]
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
-    constants = inverse_separation[:, :, None], adjustment[:, :, None]
-    mu, nu = _border_coordinate(distance[:, None, :], distance[None, :, :], *constants)
-    pull = (1 - 2 * adjustment[:, :, None] * mu) * (
-        lead[:, None, :] * _log_slope(1 - nu) - lead[None, :, :] * _log_slope(1 + nu)
-    )
-    by_distance = jnp.einsum("ijp,ij->ip", pull, inverse_separation, precision="highest")
-    by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_separation_dot, precision="highest")
-    change = jnp.sum(by_distance * distance_dot + by_separation * distance, axis=0)
+
+    def of_rows(rows):
+        """The part of some of the atoms i."""
+        here, here_dot, lead_here, inverse, inverse_dot, a = rows
+        inverse, a = inverse[:, :, None], a[:, :, None]
+        mu, nu = _border_coordinate(here[:, None, :], distance[None, :, :], inverse, a)
+        high, low = _log_slope(1 - nu)
+        high_back, low_back = _log_slope(1 + nu)
+        pull = lead_here[:, None, :] * high * low_back - lead[None, :, :] * high_back * low
+        pull = pull * ((1 - 2 * a * mu) / (low * low_back))
+        by_distance = jnp.einsum("ijp,ij->ip", pull, inverse[:, :, 0], precision="highest")
+        by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_dot, precision="highest")
+        return jnp.sum(by_distance * here_dot + by_separation * here, axis=0)
+
+    rows = distance, distance_dot, lead, inverse_separation, inverse_separation_dot, adjustment
+    natom = len(distance)
+    if natom <= 2 * _UNROLL:
+        return share, share * of_rows(rows)
+    more = -natom % _UNROLL
+    blocks = [jnp.pad(x, ((0, more), (0, 0))).reshape(-1, _UNROLL, x.shape[1]) for x in rows]
+    step = jax.checkpoint(lambda change, rows: (change + of_rows(rows), None))
+    change, _ = jax.lax.scan(step, jnp.zeros_like(share), tuple(blocks))
     return share, share * change
 
 
@@ -359,10 +374,10 @@ def _border_coordinate(here, there, inverse_separation, adjustment):
 
 
 def _log_slope(y):
-    """d(log s)/d(nu) at y = 1 - nu; it grows as 8/y where s vanishes as y^8."""
+    """Numerator and denominator of d(log s)/d(nu) at y = 1 - nu, which grows as 8/y for small y."""
     y = jnp.maximum(y, jnp.finfo(y.dtype).tiny ** 0.25)
     numerator, denominator = -1, y
     for _ in range(3):
         numerator, denominator = numerator * (6 - 3 * y), denominator * (3 - y)
         y = 0.5 * y * y * (3 - y)
-    return numerator / denominator
+    return numerator, denominator

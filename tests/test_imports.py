@@ -16,7 +16,7 @@ DEPENDS_ON = {  # directly; what these depend on is allowed too
     "precision": ("errors",),
     "devices": ("errors", "compilation"),
     "molecule": ("errors", "units"),
-    "basis": ("molecule", "chunking"),
+    "basis": ("molecule", "chunking", "compilation"),
     "grids": ("molecule", "chunking", "devices"),
     "integrals": ("basis", "devices"),
     "xc": ("basis", "grids"),

@@ -155,6 +155,33 @@ def test_chunks_and_storage_change_nothing(small):
         assert_allclose(gradient, results[0][1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "nspin"), [("b3lyp", 2), ("svwn", 1)])
+def test_written_derivatives_are_those_of_stored_values(name, nspin):
+    """d functions and shells of unlike depth; orbitals, and the density matrix that they make."""
+    basis = Basis.from_name((8, 1), "def2-svp")
+    grid = Grid.from_numbers((8, 1), sizes=(6, 14), prune=False)
+    orbitals = jnp.asarray(0.3 * np.random.default_rng(2).normal(size=(nspin, basis.nao, 4)))
+    functional = Functional.from_name(name)
+
+    def energy(positions, orbitals, storage_bytes, factored):
+        how = {"chunk": 64, "storage_bytes": storage_bytes}
+        xc = GridXC(functional, basis, grid, positions, **how)
+        if factored:
+            return xc.energy_of_orbitals(orbitals)
+        return xc.energy(orbitals @ jnp.swapaxes(orbitals, 1, 2))
+
+    def results(*how):
+        differentiated = jax.value_and_grad(lambda *x: energy(*x, *how), (0, 1))
+        return jit(differentiated)(jnp.asarray(POSITIONS[:2]), orbitals)
+
+    expected, expected_slopes = results(STORE, False)
+    for factored in (False, True):
+        value, slopes = results(0, factored)
+        assert_allclose(value, expected, rtol=1e-13)
+        for slope, exact in zip(slopes, expected_slopes, strict=True):
+            assert_allclose(slope, exact, rtol=0, atol=1e-12 * np.max(np.abs(exact)))
+
+
 def test_only_the_symmetric_part_of_dm_counts(small):
     basis, grid, dm = small
     skew = jnp.triu(jnp.ones((7, 7)), 1)

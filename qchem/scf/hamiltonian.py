@@ -77,7 +77,7 @@ class Hamiltonian(eqx.Module):
         """The parts of the total energy, hartree."""
         energies, _ = self._without_xc(factor)
         if self.xc is not None:
-            energies["xc"] = self.xc.energy(density_matrix(factor))
+            energies["xc"] = self.xc.energy_of_orbitals(factor)
         return energies
 
     def energy(self, factor: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
@@ -307,7 +307,7 @@ class Method(eqx.Module):
             aux = auxiliary_distributions(self.aux, positions)
             energy = energy + fitted_coulomb_energy(pairs, aux, density, self.mesh)
         xc = self._xc(positions)
-        return energy if xc is None else energy + xc.energy(dm)
+        return energy if xc is None else energy + xc.energy_of_orbitals(factor)
 
     @property
     def npoint(self) -> int:

@@ -16,6 +16,7 @@ from qchem.basis.layout import Basis
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
+from .chunk import Density
 from .quadrature import GridXC, density_and_gradient
 
 _THRESHOLD = 1e-8  # bohr⁻³: points of lower density do not take part, as in PySCF
@@ -89,6 +90,10 @@ class NonlocalCorrelation(eqx.Module):
         terms = (weight * vv10_energy(*flat, b, c, share) for weight, b, c in self.parameters)
         return sum(terms)
 
+    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
+        """`energy` of dm = orbitals orbitals^T."""
+        return self.energy(Density(orbitals=orbitals).as_matrix())
+
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
     ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
@@ -104,6 +109,10 @@ class SummedXC(eqx.Module):
     def energy(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """Sum of the energies, hartree."""
         return sum(part.energy(dm) for part in self.parts)
+
+    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
+        """`energy` of dm = orbitals orbitals^T, hartree."""
+        return sum(part.energy_of_orbitals(orbitals) for part in self.parts)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]

@@ -13,10 +13,12 @@ from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
+from qchem.basis.rows import Depths, deepest_first, depths, standing
 from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
+from .chunk import Density, Formula, Placement, energy_of_chunk
 from .learned import AnyFunctional
 
 _AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
@@ -35,6 +37,7 @@ class GridXC(eqx.Module):
             positions.
         weights: Integration weights of all chunks, bohr³; None likewise.
         mesh: Devices that share the chunks; only energies and matrices meet.
+        shape: How many shells of the basis have how many primitives.
     """
 
     functional: AnyFunctional
@@ -46,6 +49,7 @@ class GridXC(eqx.Module):
     weights: Float[Array, "nchunk chunk"] | None
     ao_dtype: jnp.dtype = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
+    shape: Depths = eqx.field(static=True)
 
     def __init__(
         self,
@@ -70,10 +74,11 @@ class GridXC(eqx.Module):
             mesh: Devices that share the points, along an axis called "molecule".
         """
         self.functional = functional
-        self.basis = basis
+        self.basis = basis = deepest_first(basis)
+        self.shape = depths(basis)
         self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
         chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
-        self.points = grid.chunks(chunk + chunk % 2, ndevice)  # halved in `_in_own_loop`
+        self.points = grid.chunks(chunk, ndevice)
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
         self.ao_dtype = jnp.dtype(self.positions.dtype if ao_dtype is None else ao_dtype)
@@ -96,19 +101,46 @@ class GridXC(eqx.Module):
         Args:
             dm: The total density matrix, or alpha and beta.
         """
-        if self.functional.ingredients == "none":
+        return self._energy(Density(matrix=(dm + jnp.swapaxes(dm, -1, -2)) / 2))
+
+    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
+        """`energy` of dm = orbitals orbitals^T, which is quicker with few orbitals."""
+        return self._energy(Density(orbitals=orbitals))
+
+    def _energy(self, density):
+        rung = self.functional.ingredients
+        if rung == "none":
             return jnp.zeros((), self.positions.dtype)
+        if rung != "mgga" and self.ao is None:
+            return self._energy_of_rows(density)
 
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
-            tau = kinetic_energy_density(dm, ao) if functional.ingredients == "mgga" else None
-            return jnp.vdot(
-                weights,
-                _in_own_loop(functional.energy_density, rho, sigma, tau),
-                precision="highest",
-            )
+            tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
+            values = jax.checkpoint(functional.energy_density)
+            values = standing(ao[0][0, 0] < jnp.inf, values, rho, sigma, tau)
+            return jnp.vdot(weights, values, precision="highest")
 
-        return self._integrate(term, dm)
+        return self._integrate(term, density.as_matrix())
+
+    def _energy_of_rows(self, density):
+        learned, fixed = eqx.partition(self.functional, eqx.is_array)
+
+        def energy_density(learned, *ingredients):
+            return eqx.combine(learned, fixed).energy_density(*ingredients, None)
+
+        formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
+        order = ao_of_column(self.basis)
+        scale = None
+        if self.ao_dtype != self.positions.dtype:
+            scale = rounding_of_columns(self.basis, self.positions.dtype, self.ao_dtype)
+        density = density.in_columns(order, scale)
+        placement = Placement(self.positions, self.basis, self.adjustment)
+
+        def of_chunk(params, part):
+            return energy_of_chunk(formula, self.ao_dtype, self.shape, *params, part)
+
+        return self._sum(of_chunk, (learned, density, placement), self.points)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
@@ -222,15 +254,5 @@ def kinetic_energy_density(
 
 
 def _sum_of_products(a, b):
-    """Sum over the AOs, at each point."""
-    return jnp.sum(a * b, axis=0)
-
-
-def _in_own_loop(function, *rows):
-    """The function of all points, taken in two rounds of a loop.
-
-    A loop is what XLA does not merge with the rest: it would compute potentials anew for each AO
-    that they multiply.
-    """
-    rounds = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x), 2, -1), 1, 0), rows)
-    return jax.lax.map(jax.checkpoint(lambda x: function(*x)), rounds).reshape(-1)
+    """Sum over the AOs, at each point; a product is quicker than a sum."""
+    return jnp.dot(jnp.ones(len(a), a.dtype), a * b, precision="highest")

@@ -1,0 +1,313 @@
+"""Shells at points in space as rows, one per shell, whose sums over AOs cost little.
+
+A shell's functions are R(r²) A_c(r): one radial part, a contraction of Gaussians, times homogeneous
+polynomials of degree l. A sum Σ_c X_c A_c over its functions is again such a polynomial, so that
+densities and their derivatives need a few rows per shell, and no derivative of an AO is stored.
+Coordinates, polynomials and their coefficients are lists of rows (nshell npoint); None is zero.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import groupby
+from math import factorial, log
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from qchem.basis.layout import Basis, ShellBatch
+from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
+from qchem.compilation import platform
+
+Rows = list[Array | None]
+Depths = tuple[tuple[tuple[int, int], ...], ...]  # (nshell, nprim) ... of each batch
+
+
+class ShellRows:
+    """The shells of one batch: r - R of their atoms, and R, 2 dR/d(r²), 4 d²R/d(r²)², ...
+
+    Attributes:
+        l, nshell: Angular momentum and number of shells.
+        r: x, y and z.
+        radial: R and its derivatives, as far as asked for.
+    """
+
+    def __init__(self, batch: ShellBatch, spherical: bool, r: list[Array], radial: list[Array]):
+        self.l, self.nshell = batch.l, radial[0].shape[0]
+        self.r, self.radial = r, radial
+        self._angular = angular_matrix(batch.l, spherical)
+        self._monomials: list[Rows] = [[None]]  # of degree 0 there is one, which is not multiplied
+        for degree in range(1, batch.l + 1):
+            self._monomials.append(_next_monomials(self._monomials[-1], r, degree))
+
+    @property
+    def size(self) -> int:
+        """How many functions there are."""
+        return len(self._angular) * self.nshell
+
+    def columns(self) -> Rows:
+        """The functions R A_c, one after another, each of all shells."""
+        return [times(self.radial[0], a) for a in self._polynomials(self._angular, self.l)]
+
+    def columns_along(self, b: Sequence[Array], br: Array) -> Rows:
+        """Their derivatives along b: R (b · ∇A_c) + R₁ (b · r) A_c, with `br` = b · r."""
+        along = times(self.radial[1], br)
+        columns = [times(along, a) for a in self._polynomials(self._angular, self.l)]
+        if self.l:
+            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
+            for c, slope in enumerate(zip(*slopes, strict=True)):
+                change = summed(times(x[None], s) for x, s in zip(b, slope, strict=True))
+                columns[c] = summed([columns[c], times(self.radial[0], change)])
+        return columns
+
+    def columns_raised(self, order: int) -> list[Rows]:
+        """The functions, their gradients and second derivatives: see `evaluate_ao`."""
+        value = self._polynomials(self._angular, self.l)
+        components = [self.columns()]
+        if order == 0:
+            return components
+        R = self.radial
+        first = [times(R[1], a) for a in value]
+        slopes = [[None] * len(value)] * 3
+        if self.l:
+            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
+        for i in range(3):
+            parts = zip(first, slopes[i], strict=True)
+            components.append([summed([times(self.r[i], f), times(R[0], s)]) for f, s in parts])
+        if order == 1:
+            return components
+        second = [times(R[2], a) for a in value]
+        for i in range(3):
+            for j in range(i, 3):
+                curved = [None] * len(value)
+                if self.l > 1:
+                    matrix = self._angular @ _gradient(self.l)[i] @ _gradient(self.l - 1)[j]
+                    curved = self._polynomials(matrix, self.l - 2)
+                columns = []
+                for c in range(len(value)):
+                    mixed = [times(self.r[i], slopes[j][c]), times(self.r[j], slopes[i][c])]
+                    columns.append(
+                        summed(
+                            [
+                                times(self.r[i] * self.r[j], second[c]),
+                                first[c] if i == j else None,
+                                times(R[1], summed(mixed)),
+                                times(R[0], curved[c]),
+                            ]
+                        )
+                    )
+                components.append(columns)
+        return components
+
+    def contracted(self, x: Array) -> "Polynomial":
+        """Σ_c x_c A_c of rows in the order of `columns`."""
+        n = self.nshell
+        parts = [x[c * n : (c + 1) * n] for c in range(len(self._angular))]
+        return Polynomial(self._monomials, self.l, _combined(self._angular.T, parts))
+
+    def _polynomials(self, matrix: np.ndarray, degree: int) -> Rows:
+        if degree == 0:
+            return [_constant(row[0], self.radial[0].dtype) for row in matrix]
+        return _combined(matrix, self._monomials[degree])
+
+
+class Polynomial:
+    """A homogeneous polynomial for each shell, by its coefficients."""
+
+    def __init__(self, monomials: list[Rows], degree: int, coefficients: Rows):
+        self._monomials, self.degree, self._coefficients = monomials, degree, coefficients
+
+    def value(self) -> Array | None:
+        """At the points."""
+        if self.degree <= 0:
+            return self._coefficients[0] if self.degree == 0 else None
+        pairs = zip(self._coefficients, self._monomials[self.degree], strict=True)
+        return summed(times(c, m) for c, m in pairs)
+
+    def slopes(self) -> "list[Polynomial]":
+        """Derivatives along x, y and z."""
+        if self.degree <= 0:
+            return [Polynomial(self._monomials, -1, [])] * 3
+        lower = [_combined(m.T, self._coefficients) for m in _gradient(self.degree)]
+        return [Polynomial(self._monomials, self.degree - 1, c) for c in lower]
+
+
+def deepest_first(basis: Basis) -> Basis:
+    """The same functions, in each batch the shells of most primitives first."""
+
+    def ordered(batch):
+        if not isinstance(batch.contraction, np.ndarray):
+            return batch
+        order = np.argsort(-np.count_nonzero(batch.contraction, axis=1), kind="stable")
+        return jax.tree.map(lambda x: x[order], batch)
+
+    return replace(basis, batches=tuple(map(ordered, basis.batches)))
+
+
+def depths(basis: Basis) -> Depths:
+    """How many shells of each batch have how many primitives, one after another."""
+    found = []
+    for batch in basis.batches:
+        contraction = batch.contraction
+        counts = [contraction.shape[1]] * len(contraction)
+        if isinstance(contraction, np.ndarray):  # else unknown: padding counts
+            last = contraction.shape[1] - np.argmax(contraction[:, ::-1] != 0, axis=1)
+            counts = np.where(np.any(contraction != 0, axis=1), last, 1).tolist()
+        found.append(tuple((len(list(same)), count) for count, same in groupby(counts)))
+    return tuple(found)
+
+
+def shell_rows(
+    basis: Basis,
+    apart: list[Float[Array, "natom npoint"]],
+    order: int,
+    fence: Bool[Array, ""] | None = None,
+    shape: Depths | None = None,
+) -> list[ShellRows]:
+    """The rows of each batch.
+
+    Args:
+        apart: x, y and z of all points minus all nuclei; their dtype is that of the result.
+        order: Highest derivative of R.
+        fence: True, though the compiler cannot know it: see `standing`.
+        shape: `depths` of the basis, where they are known better than from its arrays.
+    """
+    dtype = apart[0].dtype
+    square = apart[0] ** 2 + apart[1] ** 2 + apart[2] ** 2
+    groups = []  # exponents and factors (nprim nshell 1) and atoms of shells of one depth
+    for batch, sizes in zip(basis.batches, shape or depths(basis), strict=True):
+        a, c = jnp.asarray(batch.exponents, dtype), batch.coefficients(dtype)
+        start = 0
+        for size, nprim in sizes:
+            part = slice(start, start := start + size)
+            of_part = [x[part, :nprim].T[:, :, None] for x in (a, c)]
+            groups.append((*of_part, batch.atom[part]))
+
+    def gaussians():
+        return [exponential(-(a * square[atom][None])) for a, _, atom in groups]
+
+    def radial(gaussians):
+        left = iter(zip(groups, gaussians, strict=True))
+        every = []
+        for sizes in shape or depths(basis):
+            parts = []
+            for _ in sizes:
+                (a, scale, _), g = next(left)
+                parts.append([])
+                for _ in range(order + 1):
+                    parts[-1].append(summed(scale[k] * g[k] for k in range(len(g))))
+                    scale = -2 * a * scale
+            every.append([jnp.concatenate(x) for x in zip(*parts, strict=True)])
+        return every
+
+    every = standing(fence, radial, standing(fence, gaussians))
+    found = []
+    for batch, orders in zip(basis.batches, every, strict=True):
+        r = [x[batch.atom] for x in apart]
+        found.append(ShellRows(batch, basis.spherical, r, orders))
+    return found
+
+
+def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's arrays, standing in memory.
+
+    On a CPU the compiler makes an array anew for each array that it goes into, unless a branch
+    returns it.
+
+    Args:
+        fence: True, though the compiler cannot know it; without it, and elsewhere, the function is
+            simply called.
+    """
+    if fence is None or platform() != "cpu":
+        return function(*arguments)
+    shapes = jax.eval_shape(function, *arguments)
+
+    def nothing(*_):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(fence, function, nothing, *arguments)
+
+
+@jax.custom_jvp
+def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """exp(x) for x <= 0 to an ulp or two; where it would be less, the smallest normal number.
+
+    2^n exp(f), |f| <= ln(2)/2, n put into the exponent's bits: arithmetic that a compiler
+    vectorizes in any loop, which XLA's own it does only in the simplest ones on a CPU.
+    """
+    info = jnp.finfo(x.dtype)
+    integer = jnp.int32 if info.bits == 32 else jnp.int64
+    high = 0.693145751953125 if info.bits == 32 else 0.6931471803691238  # few bits: n * high exact
+    low = 1.42860682030941723e-6 if info.bits == 32 else 1.9082149292705877e-10
+    n = jnp.floor(jnp.maximum(x, info.minexp * log(2)) * (1 / log(2)) + 0.5)
+    f = (x - n * high) - n * low
+    degree = 8 if info.bits == 32 else 12
+    series = jnp.full_like(f, 1 / factorial(degree))
+    for k in range(degree - 1, -1, -1):
+        series = series * f + 1 / factorial(k)
+    bits = (n.astype(integer) + (info.maxexp - 1)) << info.nmant
+    power = jax.lax.bitcast_convert_type(bits, x.dtype)
+    return series * power
+
+
+@exponential.defjvp
+def _exponential_jvp(primals, tangents):
+    value = exponential(*primals)
+    return value, value * tangents[0]
+
+
+def times(a: Array | None, b: Array | None) -> Array | None:
+    """The product of rows."""
+    return None if a is None or b is None else a * b
+
+
+def summed(terms: Iterable[Array | None]) -> Array | None:
+    """The sum of rows; None if all are."""
+    terms = [x for x in terms if x is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _constant(value: float, dtype: DTypeLike) -> Array | None:
+    return jnp.full((1, 1), value, dtype) if value else None
+
+
+def _combined(matrix: np.ndarray, rows: Rows) -> Rows:
+    """A constant matrix, of which few elements are not zero, times rows."""
+    found = []
+    for elements in matrix:
+        pairs = zip(elements.tolist(), rows, strict=True)
+        found.append(summed(x if c == 1 else c * x for c, x in pairs if c and x is not None))
+    return found
+
+
+def _next_monomials(lower: Rows, r: list[Array], l: int) -> Rows:
+    """Monomials of degree l from those of degree l - 1, each times one coordinate."""
+    column = _column_of_power(l - 1)
+    monomials = []
+    for power in cartesian_powers(l):
+        axis = int((power > 0).argmax())
+        parent = lower[column[tuple((power - np.eye(3, dtype=int)[axis]).tolist())]]
+        monomials.append(r[axis] if parent is None else parent * r[axis])
+    return monomials
+
+
+@lru_cache
+def _gradient(l: int) -> tuple[np.ndarray, ...]:
+    """For each axis the matrix from monomials of degree l to those of degree l - 1."""
+    column = _column_of_power(l - 1)
+    matrices = np.zeros((3, ncomponent(l, False), len(column)))
+    for row, power in enumerate(cartesian_powers(l).tolist()):
+        for axis in range(3):
+            lower = list(power)
+            lower[axis] -= 1
+            if power[axis]:
+                matrices[axis, row, column[tuple(lower)]] = power[axis]
+    return tuple(matrices)
+
+
+def _column_of_power(l: int) -> dict[tuple[int, ...], int]:
+    return {tuple(power): c for c, power in enumerate(cartesian_powers(l).tolist())}

@@ -1,0 +1,302 @@
+"""Exchange-correlation energy of a chunk of points as the sum over shells that it is.
+
+No AO gradient is stored: the density's gradient, and the energy's gradient in the positions, are
+sums over the rows of shells (qchem/basis/rows.py).
+"""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Int
+
+from qchem.basis.evaluate import coordinates, jvp_of_moving
+from qchem.basis.layout import Basis
+from qchem.basis.rows import Depths, shell_rows, standing, summed, times
+from qchem.grids import Grid, GridPoints
+
+
+class Formula(NamedTuple):
+    """An energy density of what is learned, rho and sigma; whether it is a GGA."""
+
+    function: Callable[..., Float[Array, " npoint"]]
+    gradient: bool
+
+
+class Density(NamedTuple):
+    """A density matrix, or orbitals whose products are one, in the order of `evaluate_columns`."""
+
+    matrix: Float[Array, "nspin nao nao"] | None = None
+    orbitals: Float[Array, "nspin nao nocc"] | None = None
+
+    @property
+    def nspin(self) -> int:
+        """Closed shell or two spins."""
+        return len(jax.tree.leaves(self)[0])
+
+    def as_matrix(self) -> Float[Array, "nspin nao nao"]:
+        """The density matrix."""
+        c = self.orbitals
+        return self.matrix if c is None else jnp.einsum("smi,sni->smn", c, c, precision="highest")
+
+    def in_columns(
+        self, order: Int[Array | np.ndarray, "nao"], scale: Float[Array, "nao"] | None
+    ) -> "Density":
+        """The AOs in another order, and times factors."""
+        if self.orbitals is not None:
+            orbitals = self.orbitals[:, order]
+            return Density(orbitals=orbitals if scale is None else orbitals * scale[:, None])
+        matrix = self.matrix[:, order[:, None], order[None, :]]
+        return Density(matrix if scale is None else matrix * (scale[:, None] * scale)[None])
+
+    def applied(self, spin: int, x: Array) -> tuple[Array, Array | None]:
+        """D x, and C^T x where there are orbitals."""
+        if self.orbitals is None:
+            return _dot(self.matrix[spin].astype(x.dtype), x), None
+        c = self.orbitals[spin].astype(x.dtype)
+        inner = _dot(c.T, x)
+        return _dot(c, inner), inner
+
+    def slope(self, left: Array, right: Array, inner: Array | None, inner_right: Array | None):
+        """d/d(own matrix) of sum_p left · D right, symmetric in both, of one spin."""
+        if self.orbitals is None:
+            slope = jnp.einsum("mp,np->mn", left, right, precision="highest")
+            return slope + slope.T
+        halves = (left, inner_right), (right, inner)
+        return 2 * sum(jnp.einsum("mp,ip->mi", *x, precision="highest") for x in halves)
+
+
+class Placement(NamedTuple):
+    """What AOs, points and weights follow from."""
+
+    positions: Float[Array, "natom 3"]
+    basis: Basis
+    adjustment: Float[Array, "natom natom"]
+
+
+def energy_of_chunk(
+    formula: Formula,
+    ao_dtype: jnp.dtype,
+    shape: Depths,
+    learned: object,
+    density: Density,
+    placement: Placement,
+    part: GridPoints,
+) -> Float[Array, ""]:
+    """Energy of the points of `part`, hartree, as LDA or GGA.
+
+    Its derivatives in density and positions are written out. With the weights of the points in
+    a = de/d(rho) and b = de/d(∇rho), X = D phi, Y = (b · ∇) phi and W = a X + D Y,
+
+        dE/dD   = sum_p phi B^T + B phi^T,  B = a phi / 2 + Y,
+        dE/dR_A = -2 sum_p sum_m∈A W_m ∇phi_m + X_m ∇Y_m;
+
+    points, which ride on their atoms, feel the opposite of all atoms together. Other derivatives
+    are those of the energy's formula.
+
+    Args:
+        formula: Of an LDA or GGA.
+        ao_dtype: Of AOs and their products.
+        shape: Of the basis.
+        learned, density, placement, part: All that may be differentiated.
+    """
+
+    def plain(learned, density, placement, part):
+        chunk = _Chunk(placement, part, ao_dtype, shape, formula, 0)
+        return chunk.energy(learned, density)
+
+    def rule(primals, tangents):
+        moving = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents)]
+        known = tangents[1], tangents[2].positions
+        written = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(known)]
+        if sum(moving) > sum(written):
+            return jvp_of_moving(plain, primals, tangents)
+        *_, placement, part = primals
+        chunk = _Chunk(placement, part, ao_dtype, shape, formula, int(written[-1]))
+        value, slopes = chunk.energy_and_slopes(*primals[:2], moved=written[-1])
+        tangent = sum(
+            jnp.vdot(slope, dot, precision="highest")
+            for slope, dot in zip(slopes, jax.tree.leaves(known), strict=True)
+            if not isinstance(dot, SymbolicZero)
+        )
+        return value, tangent
+
+    energy = jax.custom_jvp(plain)
+    energy.defjvp(rule, symbolic_zeros=True)
+    return energy(learned, density, placement, part)
+
+
+class _Chunk:
+    """Rows of the shells at a chunk's points."""
+
+    def __init__(self, placement, part, dtype, shape, formula, more):
+        self.shape = shape
+        self.dtype, self.formula = dtype, formula
+        self.placement, self.fence = placement, part.atom[0] >= 0
+        self.place = lambda r: Grid(part, placement.adjustment).place(r)
+        self.order = int(formula.gradient) + more
+
+    def _evaluate(self, points):
+        """r of all atoms, rows of all shells, AOs."""
+        placement = self.placement
+        apart = coordinates(placement.positions, points, self.dtype)
+        rows = shell_rows(placement.basis, apart, self.order, self.fence, self.shape)
+        return apart, rows, jnp.concatenate([c for batch in rows for c in batch.columns()])
+
+    def _of_density(self, apart, rows, x):
+        """Density and its gradient of one spin, from X = D phi, and what both are made of."""
+        contracted = _contracted(rows, x)
+        sums = [polynomial.value() for polynomial in contracted]
+        rho = _sum_rows([batch.radial[0] * p for batch, p in zip(rows, sums, strict=True)])
+        if not self.formula.gradient:
+            return rho, None, (contracted, sums, None, None)
+        slopes = [[s.value() for s in polynomial.slopes()] for polynomial in contracted]
+        pull = self._by_atom([batch.radial[1] * p for batch, p in zip(rows, sums, strict=True)])
+        gradient = []
+        for i in range(3):
+            parts = [(r.radial[0], s[i]) for r, s in zip(rows, slopes, strict=True)]
+            own = [a * b for a, b in parts if b is not None]
+            gradient.append(2 * _sum_rows([apart[i] * pull, *own]))
+        return rho, jnp.concatenate(gradient), (contracted, sums, slopes, pull)
+
+    def _by_atom(self, rows):
+        """Sums over the shells of each atom, of an array or None for each batch."""
+        total = None
+        for batch, x in zip(self.placement.basis.batches, rows, strict=True):
+            if x is not None:
+                natom = self.placement.basis.natom
+                own = jax.nn.one_hot(batch.atom, natom, dtype=x.dtype, axis=0)
+                part = _dot(own, x)
+                total = part if total is None else total + part
+        return total
+
+    def energy(self, learned, density):
+        points, weights = self.place(self.placement.positions)
+        apart, rows, phi = self._evaluate(points)
+        found = []
+        for spin in range(density.nspin):
+            x, _ = density.applied(spin, phi)
+            found.append(self._of_density(apart, rows, x)[:2])
+        rho, gradient = _stacked(found, weights.dtype)
+        values = standing(self.fence, self._values, learned, rho, gradient)
+        return jnp.vdot(weights, values, precision="highest")
+
+    def _values(self, learned, rho, gradient):
+        sigma = None
+        if gradient is not None:
+            pairs = [(i, j) for i in range(len(rho)) for j in range(i, len(rho))]
+            g = gradient
+            sigma = jnp.stack([sum(g[i][k] * g[j][k] for k in range(3)) for i, j in pairs])
+        return self.formula.function(learned, rho, sigma)
+
+    def energy_and_slopes(self, learned, density, moved):
+        """Energy, and derivatives by the density and, if `moved`, by positions."""
+        positions = self.placement.positions
+        if moved:
+            (points, weights), of_place = jax.vjp(self.place, positions)
+        else:
+            points, weights = self.place(positions)
+        apart, rows, phi = self._evaluate(points)
+        applied = [density.applied(spin, phi) for spin in range(density.nspin)]
+        found = [self._of_density(apart, rows, x) for x, _ in applied]
+        rho, gradient = _stacked([x[:2] for x in found], weights.dtype)
+
+        def potentials(learned, rho, gradient, weights):
+            def weighted(rho, gradient):
+                values = self._values(learned, rho, gradient)
+                return jnp.vdot(weights, values, precision="highest"), values
+
+            return jax.grad(weighted, (0, 1), has_aux=True)(rho, gradient)
+
+        (by_rho, by_gradient), values = standing(
+            self.fence, potentials, learned, rho, gradient, weights
+        )
+        energy = jnp.vdot(weights, values, precision="highest")
+        by_density, by_atoms = [], None
+        for spin, ((x, inner), of_density) in enumerate(zip(applied, found, strict=True)):
+            a = by_rho[spin].astype(self.dtype)[None]
+            b = None if by_gradient is None else list(by_gradient[spin].astype(self.dtype))
+            along = None if b is None else sum(c[None] * r for c, r in zip(b, apart, strict=True))
+            y, dy, inner_y = None, None, None
+            if b is not None:
+                pairs = zip(rows, self.placement.basis.batches, strict=True)
+                columns = [c for r, batch in pairs for c in r.columns_along(b, along[batch.atom])]
+                y = jnp.concatenate(columns)
+                if moved or inner is not None:
+                    dy, inner_y = density.applied(spin, y)
+            half = 0.5 * a * phi if y is None else 0.5 * a * phi + y
+            if inner is not None:
+                inner_half = 0.5 * a * inner if y is None else 0.5 * a * inner + inner_y
+            else:
+                inner_half = None
+            by_density.append(density.slope(phi, half, inner, inner_half))
+            if moved:
+                w = a * x if y is None else a * x + dy
+                pull = self._pull(apart, rows, of_density[2], w, b, along)
+                by_atoms = pull if by_atoms is None else [p + q for p, q in zip(by_atoms, pull)]
+        dtype = weights.dtype
+        slopes = [jnp.stack(by_density).astype(dtype)]
+        if moved:
+            on_points = jnp.stack([jnp.sum(x, axis=0) for x in by_atoms], axis=1).astype(dtype)
+            on_atoms = jnp.stack([jnp.sum(x.astype(dtype), axis=1) for x in by_atoms], axis=1)
+            slopes.append(of_place((on_points, values))[0] - on_atoms)
+        else:
+            slopes.append(None)
+        return energy, slopes
+
+    def _pull(self, apart, rows, of_density, w, b, along):
+        """2 sum_m W_m ∇phi_m + X_m ∇Y_m over the AOs of each atom, at each point."""
+        contracted, sums, slopes, of_radial = of_density
+        radial, own = [], [[], [], []]
+        for k, polynomial in enumerate(_contracted(rows, w)):
+            R = rows[k].radial
+            outer, inner = [polynomial.value()], [[x.value()] for x in polynomial.slopes()]
+            terms = []
+            if b is not None:
+                br = along[self.placement.basis.batches[k].atom]
+                outer.append(_along(b, slopes[k]))
+                terms.append(times(R[2], br * sums[k]))
+                for i, slope in enumerate(contracted[k].slopes()):
+                    inner[i].append(_along(b, [x.value() for x in slope.slopes()]))
+            radial.append(summed([times(R[1], summed(outer)), *terms]))
+            for i in range(3):
+                parts = [times(R[0], summed(inner[i]))]
+                if b is not None:
+                    parts.append(times(R[1], times(br, slopes[k][i])))
+                own[i].append(summed(parts))
+        radial, pull = self._by_atom(radial), []
+        for i in range(3):
+            bent = None if b is None else b[i][None] * of_radial
+            pull.append(2 * summed([apart[i] * radial, bent, self._by_atom(own[i])]))
+        return pull
+
+
+def _contracted(rows, x):
+    """Sums over the functions of each shell, as polynomials."""
+    ends = list(accumulate(batch.size for batch in rows))
+    return [r.contracted(x[end - r.size : end]) for r, end in zip(rows, ends, strict=True)]
+
+
+def _along(b, slopes):
+    """b · slopes, row by row."""
+    return summed(times(x[None], s) for x, s in zip(b, slopes, strict=True))
+
+
+def _stacked(found, dtype):
+    """rho and gradient of all spins."""
+    rho, gradient = zip(*found, strict=True)
+    rho = jnp.concatenate(rho).astype(dtype)
+    return rho, None if gradient[0] is None else jnp.stack(gradient).astype(dtype)
+
+
+def _sum_rows(parts):
+    """The sum of all rows of all parts, as one row; a product is quicker than a sum."""
+    return sum(_dot(jnp.ones((1, len(x)), x.dtype), x) for x in parts)
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, precision="highest")
