@@ -217,14 +217,14 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
         values = interaction(block_bra, block_ket)
         f = block_bra.index[:, :, None, None]
         g = block_ket.index.T[None, None]
-        high, low = jnp.maximum(f, g), jnp.minimum(f, g)
-        inside = high < npair
+        inside = jnp.maximum(f, g) < npair
         if same:
             row = (i * nbra + jnp.arange(nbra, dtype=i.dtype))[:, None, None, None]
             column = (j * nket + jnp.arange(nket, dtype=j.dtype))[None, None, None]
             values = jnp.where((row > column) & (f == g), 2.0 * values, values)
             inside &= (row > column) | ((row == column) & (f >= g))
-        target = jnp.where(inside, high * (high + 1) // 2 + low, total.size)
+        target = jnp.where(f >= g, _start(f) + g, _start(g) + f)
+        target = jnp.where(inside, target, total.size)
         return values.ravel(), target.ravel()
 
     def nothing(i, j):
@@ -238,6 +238,11 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, npair):
         return total.at[target].add(values, mode="drop"), None
 
     return jax.lax.scan(step, total, (i, j))[0]
+
+
+def _start(f):
+    """Where the pairs of pair f with itself and those before begin."""
+    return jax.lax.shift_right_logical(f * (f + 1), jnp.ones_like(f))
 
 
 def potential_energy(
