@@ -6,7 +6,7 @@ Helgaker, Jørgensen & Olsen, Molecular Electronic-Structure Theory (2000).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal, localcontext
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def compilations() -> Iterator[list[str]]:
     seen += [event for event in _compiled[start:] if event.endswith("backend_compile_duration")]
 
 
+@cache
 def boys(m: int, t: float) -> float:
     """F_m(T) by its series exp(-T) sum_k (2T)^k / (2m+1)(2m+3)...(2m+2k+1), in 60 digits."""
     with localcontext(prec=60):
@@ -42,6 +43,7 @@ def boys(m: int, t: float) -> float:
         return float(total * (-Decimal(t)).exp())
 
 
+@cache
 def hermite_coulomb(t: int, u: int, v: int, alpha: float, r, n: int = 0) -> float:
     """R^n_tuv of (9.9.18)-(9.9.20)."""
     x, y, z = r

@@ -5,6 +5,7 @@ from math import factorial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose
 
@@ -19,6 +20,7 @@ from tests import oracle
 
 ALPHA = jnp.asarray([0.7, 0.05, 12.0])
 SEPARATION = jnp.asarray([[0.6, 3.0, -2.5], [-0.8, 1.0, 2.0], [1.1, -4.0, 1.5]])  # components lead
+HIGHEST = 12
 PREFACTOR = 2 / np.sqrt(np.pi)
 
 
@@ -44,19 +46,26 @@ def test_index_tables():
                     assert (p - step).tolist() not in source.tolist()
 
 
-def test_equals_the_printed_recursion():
-    order = 7
-    values = oracle.jit(lambda a, r: hermite_coulomb(order, a, r))(ALPHA, SEPARATION)
-    for n, alpha in enumerate(np.asarray(ALPHA)):
-        expected = [
-            oracle.hermite_coulomb(*power, alpha, np.asarray(SEPARATION[:, n]))
-            for power in hermite_powers(order).tolist()
-        ]
+@pytest.fixture(scope="module")
+def every_order():
+    """R of each order on its own, one program; an order has tables of its own."""
+    make = lambda a, r: [hermite_coulomb(n, a, r) for n in range(HIGHEST + 1)]  # noqa: E731
+    return jax.device_get(oracle.jit(make)(ALPHA, SEPARATION))
+
+
+def test_equals_the_printed_recursion(every_order):
+    """To the order of (ff|ff)."""
+    powers = hermite_powers(HIGHEST)
+    degree = powers.sum(1)
+    for n, alpha in enumerate(ALPHA.tolist()):
+        separation = tuple(SEPARATION[:, n].tolist())
+        expected = [oracle.hermite_coulomb(*power, alpha, separation) for power in powers.tolist()]
         expected = PREFACTOR * np.sqrt(alpha) * np.array(expected)
-        degree = hermite_powers(order).sum(1)
-        for d in range(order + 1):  # each degree has a size of its own
+        for d in range(HIGHEST + 1):  # each degree has a size of its own
             size = np.abs(expected[degree == d]).max()
-            assert_allclose(values[degree == d, n], expected[degree == d], atol=1e-12 * size)
+            for values in every_order[d:]:
+                value = values[degree[: len(values)] == d, n]
+                assert_allclose(value, expected[degree == d], rtol=0, atol=1e-12 * size)
 
 
 def test_derivatives_of_the_closed_form():

@@ -14,6 +14,8 @@ from qchem.compilation import platform
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
 from qchem.integrals.pairs import Distribution, hermite_sign
 
+_GATHER = 40  # products in a matrix multiplication that take as long as to gather one element
+
 
 def interaction(
     bra: Distribution, ket: Distribution
@@ -100,13 +102,13 @@ def _separated(order, width, center, ket_width, ket_center):
 def _contract(r, bra_side, ket_side, bra, ket):
     """sum_pq E_f[p] R_{p+q} E_g[q] (-1)^|q|: bilinear in the coefficients.
 
-    The bra first, as a matrix product with rows of R for a few Hermite functions of the ket at a
-    time; then the ket, whose coefficients differ from row to row, element by element.
+    The bra first, as a matrix product for a few Hermite functions of the ket at a time; then the
+    ket, whose coefficients differ from row to row, element by element.
     """
     mprim, nket = ket.shape[2], ket.shape[0]
     signed = _signed(ket, ket_side)
     total = None
-    for block in _hermite_blocks(r, bra_side, ket_side):
+    for block in _hermite_blocks(r, bra.shape[1], bra_side, ket_side):
         half = _half(r, bra, bra_side, ket_side, block, mprim)
         for n, q in enumerate(block):
             for m in range(mprim):
@@ -117,22 +119,44 @@ def _contract(r, bra_side, ket_side, bra, ket):
 
 def _half(r, bra, bra_side, ket_side, block, mprim):
     """sum_p E_f[p] R_{p+q} for the ket's Hermite functions q of a block: (i, f, q, m, j)."""
-    rows = _rows(r, bra_side, ket_side, block)
-    bra = bra.reshape(*bra.shape[:2], -1)
+    if _is_spread(r, bra.shape[1], bra_side):
+        bra, rows = _spread(bra, r, bra_side, ket_side, block), r.reshape(len(r), -1, r.shape[3])
+    else:
+        bra, rows = bra.reshape(*bra.shape[:2], -1), _rows(r, bra_side, ket_side, block)
     half = jnp.einsum("ifp,ipj->ifj", bra, rows, precision="highest")
-    return half.reshape(*bra.shape[:2], len(block), mprim, -1)
+    return half.reshape(r.shape[0], -1, len(block), mprim, r.shape[3] // mprim)
+
+
+def _is_spread(r, nfunction, bra_side):
+    """Whether the coefficients are put where R is, with zeros between, or R where they are."""
+    return r.shape[2] * nfunction < nhermite(*bra_side) * (nfunction + _GATHER)
+
+
+def _spread(bra, r, bra_side, ket_side, block):
+    """E_f[p] in the place of R_{p+q}, for the ket's functions q of a block: (i, (f, q), (k, r))."""
+    index = _index(bra_side, ket_side, block)
+    source = np.full((len(block), r.shape[2]), len(index), np.int32)
+    source[np.arange(len(block)), index] = np.arange(len(index), dtype=np.int32)[:, None]
+    bra = jnp.pad(bra, ((0, 0), (0, 0), (0, 0), (0, 1)))[..., source]  # i, f, k, q, r
+    return jnp.swapaxes(bra, 2, 3).reshape(len(r), -1, r.shape[1] * r.shape[2])
 
 
 def _rows(r, bra_side, ket_side, block):
     """R_{p+q} for the ket's Hermite functions q of a block: (i, (k, p), (q, m, j))."""
-    index = sum_index(bra_side[0], ket_side[0], bra_side[1], ket_side[1])[:, block]
-    rows = r[:, :, index]
-    return rows.reshape(r.shape[0], r.shape[1] * index.shape[0], -1)
+    rows = r[:, :, _index(bra_side, ket_side, block)]
+    return rows.reshape(r.shape[0], r.shape[1] * nhermite(*bra_side), -1)
 
 
-def _hermite_blocks(r, bra_side, ket_side):
-    """The ket's Hermite functions in blocks whose rows take about twice the memory of R."""
-    total, size = nhermite(*ket_side), max(1, 2 * r.shape[2] // nhermite(*bra_side))
+def _index(bra_side, ket_side, block):
+    """Position of p + q among the rows of R, for the ket's Hermite functions q of a block."""
+    return sum_index(bra_side[0], ket_side[0], bra_side[1], ket_side[1])[:, block]
+
+
+def _hermite_blocks(r, nfunction, bra_side, ket_side):
+    """The ket's Hermite functions in blocks for which about twice the memory of R is needed."""
+    spread = _is_spread(r, nfunction, bra_side)
+    each = nfunction if spread else nhermite(*bra_side) * r.shape[1]
+    total, size = nhermite(*ket_side), max(1, 2 * r.shape[1] * r.shape[2] // each)
     return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
 
 
@@ -180,24 +204,38 @@ _weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 def _bra_slope(r, bra_side, ket_side, ket, weight):
     """Derivative of the weighted sum in the bra's coefficients: sum_gq w_fg R_{p+q} E_g[q]."""
     signed = _signed(ket, ket_side)
+    nbra, nfunction = weight.shape[:2]
+    spread = _is_spread(r, nfunction, bra_side)
     total = None
-    for block in _hermite_blocks(r, bra_side, ket_side):
+    for block in _hermite_blocks(r, nfunction, bra_side, ket_side):
         chosen = signed[block]  # q, g, m, j
         density = None
         for g in range(chosen.shape[1]):
             term = weight[:, :, g][:, :, None, None] * chosen[:, g][None, None]
             density = term if density is None else density + term
-        density = density.reshape(*weight.shape[:2], -1)
-        rows = _rows(r, bra_side, ket_side, block)
+        if spread:
+            density = density.reshape(nbra, nfunction * len(block), -1)
+            rows = r.reshape(nbra, -1, r.shape[3])
+        else:
+            density = density.reshape(nbra, nfunction, -1)
+            rows = _rows(r, bra_side, ket_side, block)
         term = jnp.einsum("ifj,ipj->ifp", density, rows, precision="highest")
+        if spread:
+            term = _gathered(term, r, nfunction, _index(bra_side, ket_side, block))
         total = term if total is None else total + term
-    return total.reshape(*weight.shape[:2], r.shape[1], -1)
+    return total.reshape(nbra, nfunction, r.shape[1], -1)
+
+
+def _gathered(slope, r, nfunction, index):
+    """Sum over q of what stands in the place of R_{p+q}; (i, (f, q), (k, r)) to (i, f, k, p)."""
+    slope = slope.reshape(len(r), nfunction, index.shape[1], *r.shape[1:3])
+    return sum(slope[:, :, n][..., rows] for n, rows in enumerate(index.T))
 
 
 def _ket_slope(r, bra_side, ket_side, bra, weight, mprim):
     """Derivative of the weighted sum in the ket's signed coefficients: (q, g, m, j)."""
     parts = []
-    for block in _hermite_blocks(r, bra_side, ket_side):
+    for block in _hermite_blocks(r, bra.shape[1], bra_side, ket_side):
         half = _half(r, bra, bra_side, ket_side, block, mprim)
         parts.append(jnp.einsum("ifgj,ifqmj->qgmj", weight, half, precision="highest"))
     return jnp.concatenate(parts)

@@ -250,15 +250,15 @@ def _add_class(total, bra, bra_norms, ket, ket_norms, starts, share):
         values = interaction(block_bra, block_ket)
         f = block_bra.index[:, :, None, None]
         g = block_ket.index.T[None, None]
-        high, low = jnp.maximum(f, g), jnp.minimum(f, g)
-        inside = high < npair
+        inside = jnp.maximum(f, g) < npair
         if same:
             row = (i * nbra + jnp.arange(nbra, dtype=i.dtype))[:, None, None, None]
             column = (j * nket + jnp.arange(nket, dtype=j.dtype))[None, None, None]
             values = jnp.where((row > column) & (f == g), 2.0 * values, values)
             inside &= (row > column) | ((row == column) & (f >= g))
         first, second = (starts.at[x].get(mode="clip") for x in (f, g))
-        target = jnp.where(inside, jnp.where(f >= g, first, second) + low, total.size)
+        target = jnp.where(f >= g, first + g, second + f)
+        target = jnp.where(inside, target, total.size)
         return values.ravel(), target.ravel()
 
     def nothing(i, j):
