@@ -328,6 +328,9 @@ def _check(config: Config) -> None:
                     raise InputError(f"{section}.{name} = {value}; it must be {bound}.")
     if not 0 <= config.buffer.data_share <= 1:
         raise InputError(f"buffer.data_share = {config.buffer.data_share}; it lies from 0 to 1.")
+    for family in config.family:
+        if not 0 <= family.grid <= 9:
+            raise InputError(f"family.grid = {family.grid}; levels are 0 to 9.")
     if not 0 <= config.train.memory <= 1:
         raise InputError(f"train.memory = {config.train.memory}; it lies from 0 to 1.")
     ladder = (config.sampler.temperature, *config.sampler.ladder)

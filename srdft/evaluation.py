@@ -206,11 +206,14 @@ def table(report: dict[str, Any]) -> Any:
     for column in ("", "prediction", *(f"{k} SCF steps" for k in range(1, MAX_STEPS + 1)), "unit"):
         shown.add_column(column, justify="left" if column in ("", "unit") else "right")
     for name, unit in ERRORS.items():
+        label = (
+            name.removesuffix("_mae").replace("_", " ").replace("occupied orbital", "occ. orbital")
+        )
         values = report["after_steps"].get(name, [report[name]])
         style = ".6f" if name == "occupied_cosine" else ".2e"
         cells = [format(value, style) for value in values]
         cells += [""] * (MAX_STEPS + 1 - len(cells))
-        shown.add_row(name.removesuffix("_mae").replace("_", " "), *cells, unit)
+        shown.add_row(label, *cells, unit)
     shown.caption = (
         f"largest energy error {report['energy_max']:.1e}, mean estimate without labels "
         f"{report['error_estimate']:.1e} hartree; SCF cycles {report['scf_cycles_guess']:.1f} "

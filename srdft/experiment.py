@@ -97,7 +97,7 @@ class Experiment:
             _check_same(config, own, header["families"], path)
         if grid is not None:
             families = tuple(dataclasses.replace(family, grid=grid) for family in config.family)
-            config = dataclasses.replace(config, family=families)
+            config = from_dict(to_dict(dataclasses.replace(config, family=families)))  # checked
         given = [
             Frames(tuple(f["numbers"]), np.zeros((f["given"], len(f["numbers"]), 3)) + _line(f))
             for f in header["families"]
@@ -140,6 +140,7 @@ def given_frames(settings: FamilyConfig) -> Frames:
     if settings.data is None:
         return first
     more = load_frames(settings.data, **spin).ordered_as(first.numbers, settings.data)
+    more = more.bonded_as(first.positions[0])
     more = more.subset(settings.data_size, settings.data_seed)
     return Frames(first.numbers, np.concatenate([first.positions, more.positions]))
 
