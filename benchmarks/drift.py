@@ -9,7 +9,7 @@ programs: run it on one core (`taskset -c 0`).
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class Options(Problem):
 
     passes: tuple[int, ...] = (1, 10)
     """Of the training: how good the models are."""
+    drifts: tuple[Literal["total", "held"], ...] = ("total", "held")
     chains: int = 4
     warmup: int = 60
     """Transitions."""
@@ -84,16 +85,16 @@ def main(options: Options) -> None:
         start = OperatorMixture.build([family], steps=2)
         model, *_ = gauss_newton(start, family, train, passes, options.scale)
         error, _ = errors(model, family, test, reference)
-        for name, potential in drifts.items():
+        for name in options.drifts:
             sampler = Sampler(
-                potential=potential,
+                potential=drifts[name],
                 kernel=kernel_from_name("mala"),
                 numbers=family.numbers,
                 temperatures=(options.temperature,),
                 warmup=options.warmup,
             )
-            about = {"molecule": options.molecule, "grid": options.grid, "passes": passes}
-            about |= {"mean_error": float(error.mean()), "drift": name}
+            about = {key: getattr(options, key) for key in ("molecule", "basis", "xc", "grid")}
+            about |= {"passes": passes, "mean_error": float(error.mean()), "drift": name}
             report.row(**about, **sample(sampler, model, train[: options.chains], options))
 
 

@@ -92,9 +92,9 @@ class SamplerConfig:
     """Of an hmc trajectory."""
     doublings: int = 6
     """A nuts trajectory has at most 2**doublings - 1 steps."""
-    drift: Literal["total", "held"] = "total"
-    """The gradient that proposes moves: of the model's energy, or with its orbitals held (cheaper;
-    the accept step is exact with either)."""
+    drift: Literal["held", "total"] = "held"
+    """The gradient that proposes moves: with the orbitals held (cheaper; the accept step is exact
+    with either), or that of the model's energy, which ula always takes."""
     guard: float = 2.0
     """Geometries that contacts shorter than this many sums of covalent radii do not join to one
     molecule are refused; 0 allows them."""

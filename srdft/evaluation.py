@@ -148,7 +148,7 @@ def _solve(family, positions, fock):
         scf=scf,
         cycles_model=family.solve(positions, fock).cycles,
         dipole=_dipole(family, positions, matrices, scf.dm),
-        gradient=family.held_gradient(scf.factor, positions),
+        gradient=family.held(scf.factor, positions)[1],
     )
 
 

@@ -190,12 +190,12 @@ def build_sampler(
     """The chains of a family, at the configuration's temperature or another (without a ladder)."""
     settings = config.sampler
     temperatures = (settings.temperature, *settings.ladder)
-    drifts = {"total": TotalDrift(family.energy_fn), "held": HeldDrift(family)}
+    held = settings.drift == "held" and settings.kernel != "ula"  # nothing corrects its drift
     kernel = kernel_from_name(
         settings.kernel, leapfrogs=settings.leapfrogs, doublings=settings.doublings
     )
     return Sampler(
-        potential=drifts[settings.drift],
+        potential=HeldDrift(family) if held else TotalDrift(family.energy_fn),
         kernel=kernel,
         numbers=family.numbers,
         temperatures=temperatures if temperature is None else (temperature,),
