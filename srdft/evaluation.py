@@ -80,8 +80,10 @@ def evaluate(
                 cycles=int(reference.scf.cycles),
             )
         states = jax.device_get(states)
-        steps = [jax.tree.map(lambda x: x[k], states) for k in range(MAX_STEPS + 1)]
-        errors = [_errors(family, step, reference) for step in steps]
+        errors = [
+            _errors(family, {name: x[k] for name, x in states.items()}, reference)
+            for k in range(MAX_STEPS + 1)
+        ]
         force = jnp.mean(jnp.abs(predicted_gradient - reference.gradient))
         rows.append(
             {
