@@ -56,7 +56,8 @@ def main(options: Options) -> None:
     for done in range(options.passes + 1):
         if done:
             model, *_ = gauss_newton(model, family, train, 1, options.scale)
-        about = {"molecule": options.molecule, "grid": options.grid, "passes": done}
+        about = {key: getattr(options, key) for key in ("molecule", "basis", "xc", "grid")}
+        about |= {"passes": done}
         report.row(**about, **row(*errors(model, family, test, reference)))
 
 

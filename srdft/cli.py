@@ -250,7 +250,7 @@ def _sample(options: Sample) -> int:
 
 def _evaluate(options: Evaluate) -> int:
     configure_jax()
-    from srdft.data import load_frames
+    from srdft.data import formula, load_frames
     from srdft.evaluation import evaluate, table
     from srdft.experiment import model_of
     from srdft.progress import bar
@@ -259,7 +259,10 @@ def _evaluate(options: Evaluate) -> int:
     index = experiment.family(options.family)
     family = experiment.families[index]
     frames = load_frames(options.data, charge=family.charge, multiplicity=family.multiplicity)
-    frames = frames.ordered_as(family.numbers, str(options.data))
+    if frames.numbers != family.numbers:
+        given, wanted = formula(frames.numbers), formula(family.numbers)
+        frames = frames.ordered_as(family.numbers, str(options.data))
+        say(f"{options.data} has the atoms in another order: {given} is taken as {wanted}")
     if options.n is not None and options.n > frames.n:
         say(f"{options.data} has {frames.n} geometries, not {options.n}; all are taken")
     else:

@@ -92,9 +92,9 @@ class SamplerConfig:
     """Of an hmc trajectory."""
     doublings: int = 6
     """A nuts trajectory has at most 2**doublings - 1 steps."""
-    drift: Literal["total", "held"] = "total"
-    """The gradient that proposes moves: of the model's energy, or with its orbitals held (cheaper;
-    the accept step is exact with either)."""
+    drift: Literal["held", "total"] = "held"
+    """The gradient that proposes moves: with the orbitals held (cheaper; the accept step is exact
+    with either), or that of the model's energy, which ula always takes."""
     guard: float = 2.0
     """Geometries that contacts shorter than this many sums of covalent radii do not join to one
     molecule are refused; 0 allows them."""
@@ -328,6 +328,9 @@ def _check(config: Config) -> None:
                     raise InputError(f"{section}.{name} = {value}; it must be {bound}.")
     if not 0 <= config.buffer.data_share <= 1:
         raise InputError(f"buffer.data_share = {config.buffer.data_share}; it lies from 0 to 1.")
+    for family in config.family:
+        if not 0 <= family.grid <= 9:
+            raise InputError(f"family.grid = {family.grid}; levels are 0 to 9.")
     if not 0 <= config.train.memory <= 1:
         raise InputError(f"train.memory = {config.train.memory}; it lies from 0 to 1.")
     ladder = (config.sampler.temperature, *config.sampler.ladder)

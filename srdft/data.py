@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from qchem import BOHR_IN_ANGSTROM, SYMBOLS, InputError, Molecule
-from srdft.geometry import radius_sums
+from srdft.geometry import bonds, matching, radius_sums
 
 # Nearest neighbours of bonded atoms, in sums of covalent radii, lie well between these bounds.
 SHORTEST, LONGEST = 0.55, 1.7
+TRIED = 50  # frames that are asked for their bonds
 
 
 class Frames(eqx.Module):
@@ -48,23 +49,35 @@ class Frames(eqx.Module):
         return Frames(self.numbers, self.positions[rows])
 
     def ordered_as(self, numbers: Sequence[int], what: str = "the file") -> Frames:
-        """The same frames, refused unless their atoms are those of a family in the same order.
+        """The same frames, their atoms in the order of a family's; like atoms as in the file.
 
-        Nothing is reordered silently: which of several like atoms is which cannot be known.
+        No energy depends on which of several like atoms is which; `bonded_as` serves what does.
 
         Raises:
-            InputError: Other atoms, or the same in another order.
+            InputError: Other atoms.
         """
         numbers = tuple(numbers)
         if self.numbers == numbers:
             return self
-        given, wanted = _formula(self.numbers), _formula(numbers)
-        if sorted(self.numbers) == sorted(numbers):
-            raise InputError(
-                f"{what} has the atoms of the family in another order: {given} instead of "
-                f"{wanted}. Reorder the file's atoms so that the elements agree."
-            )
-        raise InputError(f"{what} is about another molecule: {given} instead of {wanted}.")
+        if sorted(self.numbers) != sorted(numbers):
+            given, wanted = formula(self.numbers), formula(numbers)
+            raise InputError(f"{what} is about another molecule: {given} instead of {wanted}.")
+        order = np.empty(len(numbers), int)
+        order[np.argsort(numbers, kind="stable")] = np.argsort(self.numbers, kind="stable")
+        return Frames(numbers, self.positions[:, order])
+
+    def bonded_as(self, start: Float[np.ndarray, "natom 3"]) -> Frames:
+        """The frames with like atoms in the order that gives them the bonds of a geometry.
+
+        In files of others, atoms of one element may be numbered differently. Frames as they are if
+        none of the first ones has these bonds in any order.
+        """
+        wanted = bonds(self.numbers, start)
+        for frame in self.positions[:TRIED]:
+            order = matching(self.numbers, wanted, bonds(self.numbers, frame))
+            if order is not None:
+                return Frames(self.numbers, self.positions[:, order])
+        return self
 
 
 def load_frames(path: str | Path, *, charge: int = 0, multiplicity: int = 1) -> Frames:
@@ -106,8 +119,8 @@ def _from_xyz(path, **spin):
     for i, molecule in enumerate(molecules):
         if molecule.numbers != first.numbers:
             raise InputError(
-                f"{path}: frame {i + 1} has atoms {_formula(molecule.numbers)}, "
-                f"frame 1 has {_formula(first.numbers)}; all frames must be of one molecule, "
+                f"{path}: frame {i + 1} has atoms {formula(molecule.numbers)}, "
+                f"frame 1 has {formula(first.numbers)}; all frames must be of one molecule, "
                 "its atoms in one order."
             )
     return Frames(first.numbers, np.stack([molecule.positions for molecule in molecules]))
@@ -158,10 +171,10 @@ def _check_unit(frames: Frames, path: Path) -> None:
     some = frames.positions[:: max(1, frames.n // 200)]
     apart = np.linalg.norm(some[:, :, None] - some[:, None], axis=-1)
     apart = apart / radius_sums(frames.numbers) + np.diag(np.full(len(frames.numbers), np.inf))
-    bonds = np.median(apart.min(axis=-1), axis=-1)  # the typical bond of each frame
+    lengths = np.median(apart.min(axis=-1), axis=-1)  # the typical bond of each frame
 
     def usual(unit):
-        return bool(np.any((unit * bonds >= SHORTEST) & (unit * bonds <= LONGEST)))
+        return bool(np.any((unit * lengths >= SHORTEST) & (unit * lengths <= LONGEST)))
 
     if usual(1.0):
         return
@@ -169,11 +182,12 @@ def _check_unit(frames: Frames, path: Path) -> None:
     fitting = [unit for unit, length in guesses.items() if usual(length)]
     hint = f"they look like {fitting[0]}" if fitting else "check the coordinates"
     raise InputError(
-        f"{path}: nearest neighbours are typically {np.median(bonds):.2f} times a bond length "
+        f"{path}: nearest neighbours are typically {np.median(lengths):.2f} times a bond length "
         f"apart, as coordinates in ångström cannot be; {hint}. Files must be in ångström."
     )
 
 
-def _formula(numbers: Sequence[int]) -> str:
+def formula(numbers: Sequence[int]) -> str:
+    """Symbols of the atoms in their order, the first twelve."""
     symbols = [SYMBOLS[z] for z in numbers]
     return " ".join(symbols) if len(symbols) <= 12 else " ".join(symbols[:12]) + " ..."

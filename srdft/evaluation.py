@@ -37,6 +37,7 @@ class Reference(eqx.Module):
 
     scf: qchem.SCFResult
     cycles_model: Array
+    overlap: Float[Array, "nao nao"]
     dipole: Float[Array, 3]
     gradient: Float[Array, "natom 3"]
 
@@ -69,7 +70,7 @@ def evaluate(
     """
     rows = []
     for i, frame in enumerate(jnp.asarray(positions)):
-        steps, predicted_gradient, prediction = _predict(family, model, frame)
+        states, predicted_gradient, prediction = _predict(family, model, frame)
         reference = _solve(family, frame, prediction.fock)
         if not bool(reference.scf.converged):
             raise ConvergenceError(
@@ -78,7 +79,11 @@ def evaluate(
                 residual=float(reference.scf.residual),
                 cycles=int(reference.scf.cycles),
             )
-        errors = [_errors(family, step, reference) for step in steps]
+        states = jax.device_get(states)
+        errors = [
+            _errors(family, {name: x[k] for name, x in states.items()}, reference)
+            for k in range(MAX_STEPS + 1)
+        ]
         force = jnp.mean(jnp.abs(predicted_gradient - reference.gradient))
         rows.append(
             {
@@ -121,34 +126,32 @@ def _predict(family, model, positions):
     prediction = family.predict(model, positions)
     gradient = jax.grad(family.energy_fn, argnums=1)(model, positions)
     hamiltonian = family.place(positions).hamiltonian
-    factor, steps = prediction.factor, []
-    for _ in range(MAX_STEPS + 1):
+
+    def step(factor, _):
         energy, fock = hamiltonian.energy_and_fock(factor)
         mo_coeff, mo_energy = orbitals(fock, hamiltonian.overlap)
         dipole = _dipole(family, positions, hamiltonian.dipole, qchem.density_matrix(factor))
-        steps.append(
-            {
-                "energy": energy,
-                "fock": fock,
-                "mo_coeff": mo_coeff,
-                "mo_energy": mo_energy,
-                "dipole": dipole,
-                "overlap": hamiltonian.overlap,
-            }
-        )
-        factor = _occupied(mo_coeff, family.nocc)
-    return steps, gradient, prediction
+        state = {"energy": energy, "fock": fock, "dipole": dipole}
+        state |= {"mo_coeff": mo_coeff, "mo_energy": mo_energy}
+        return _occupied(mo_coeff, family.nocc), state
+
+    _, states = jax.lax.scan(step, prediction.factor, length=MAX_STEPS + 1)
+    return states, gradient, prediction
 
 
 @program
 def _solve(family, positions, fock):
-    scf = family.solve(positions)
-    matrices = family.place(positions).hamiltonian.dipole
+    """The reference, from the atomic guess; and how long it takes from the prediction's matrix."""
+    hamiltonian, guess = family.method.hamiltonian(positions)
+    guesses = jnp.stack([jnp.broadcast_to(guess, fock.shape), fock])
+    both = jax.lax.map(lambda guess: qchem.solve(hamiltonian, family.nocc, guess), guesses)
+    scf = jax.tree.map(lambda x: x[0], both)
     return Reference(
         scf=scf,
-        cycles_model=family.solve(positions, fock).cycles,
-        dipole=_dipole(family, positions, matrices, scf.dm),
-        gradient=family.held_gradient(scf.factor, positions),
+        cycles_model=both.cycles[1],
+        overlap=hamiltonian.overlap,
+        dipole=_dipole(family, positions, hamiltonian.dipole, scf.dm),
+        gradient=family.held(scf.factor, positions)[1],
     )
 
 
@@ -166,14 +169,13 @@ def _occupied(mo_coeff, nocc):
 
 def _errors(family, step, reference) -> dict[str, float]:
     scf, nocc = reference.scf, family.nocc
-    step = jax.device_get(step)
     exists = np.isfinite(scf.mo_energy) & np.isfinite(step["mo_energy"])
     occupied = np.arange(exists.shape[1])[None, :] < np.asarray(nocc)[:, None]
     predicted, converged = step["mo_energy"], np.asarray(scf.mo_energy)
     difference = np.abs(np.where(exists, predicted, 0) - np.where(exists, converged, 0))
     change = _frontier(predicted, nocc) - _frontier(converged, nocc)
     overlaps = np.einsum(
-        "sai,ab,sbi->si", step["mo_coeff"], step["overlap"], np.asarray(scf.mo_coeff)
+        "sai,ab,sbi->si", step["mo_coeff"], reference.overlap, np.asarray(scf.mo_coeff)
     )
     return {
         "energy_mae": float(np.abs(step["energy"] - scf.energy)),
@@ -206,11 +208,14 @@ def table(report: dict[str, Any]) -> Any:
     for column in ("", "prediction", *(f"{k} SCF steps" for k in range(1, MAX_STEPS + 1)), "unit"):
         shown.add_column(column, justify="left" if column in ("", "unit") else "right")
     for name, unit in ERRORS.items():
+        label = (
+            name.removesuffix("_mae").replace("_", " ").replace("occupied orbital", "occ. orbital")
+        )
         values = report["after_steps"].get(name, [report[name]])
         style = ".6f" if name == "occupied_cosine" else ".2e"
         cells = [format(value, style) for value in values]
         cells += [""] * (MAX_STEPS + 1 - len(cells))
-        shown.add_row(name.removesuffix("_mae").replace("_", " "), *cells, unit)
+        shown.add_row(label, *cells, unit)
     shown.caption = (
         f"largest energy error {report['energy_max']:.1e}, mean estimate without labels "
         f"{report['error_estimate']:.1e} hartree; SCF cycles {report['scf_cycles_guess']:.1f} "

@@ -97,7 +97,7 @@ class Experiment:
             _check_same(config, own, header["families"], path)
         if grid is not None:
             families = tuple(dataclasses.replace(family, grid=grid) for family in config.family)
-            config = dataclasses.replace(config, family=families)
+            config = from_dict(to_dict(dataclasses.replace(config, family=families)))  # checked
         given = [
             Frames(tuple(f["numbers"]), np.zeros((f["given"], len(f["numbers"]), 3)) + _line(f))
             for f in header["families"]
@@ -140,6 +140,7 @@ def given_frames(settings: FamilyConfig) -> Frames:
     if settings.data is None:
         return first
     more = load_frames(settings.data, **spin).ordered_as(first.numbers, settings.data)
+    more = more.bonded_as(first.positions[0])
     more = more.subset(settings.data_size, settings.data_seed)
     return Frames(first.numbers, np.concatenate([first.positions, more.positions]))
 
@@ -189,12 +190,12 @@ def build_sampler(
     """The chains of a family, at the configuration's temperature or another (without a ladder)."""
     settings = config.sampler
     temperatures = (settings.temperature, *settings.ladder)
-    drifts = {"total": TotalDrift(family.energy_fn), "held": HeldDrift(family)}
+    held = settings.drift == "held" and settings.kernel != "ula"  # nothing corrects its drift
     kernel = kernel_from_name(
         settings.kernel, leapfrogs=settings.leapfrogs, doublings=settings.doublings
     )
     return Sampler(
-        potential=drifts[settings.drift],
+        potential=HeldDrift(family) if held else TotalDrift(family.energy_fn),
         kernel=kernel,
         numbers=family.numbers,
         temperatures=temperatures if temperature is None else (temperature,),

@@ -171,18 +171,22 @@ class MoleculeFamily(eqx.Module):
         return molecule.judge(model.orbitals(molecule))
 
     @eqx.filter_jit
-    def held_gradient(
+    def held(
         self, factor: Float[Array, "nspin nao nocc"], positions: Float[Array, "natom 3"]
-    ) -> Float[Array, "natom 3"]:
-        """dE/dR of given orbitals, held but for what keeps them orthonormal, hartree/bohr.
+    ) -> tuple[Float[Array, ""], Float[Array, "natom 3"]]:
+        """E and dE/dR of given orbitals, held but for what keeps them orthonormal.
 
-        Close to the total derivative where the orbitals are close to the converged ones, and
-        cheaper.
+        The gradient is close to the total derivative where the orbitals are close to the converged
+        ones, and cheaper.
 
         Args:
-            factor: Of a `Prediction` at these positions.
+            factor: Occupied orbitals at these positions, as `Prediction` has them.
+
+        Returns:
+            Hartree, and hartree/bohr.
         """
-        return qchem.gradient(self.method, positions, factor)
+        factor = jax.lax.stop_gradient(factor)
+        return jax.value_and_grad(self.method.energy)(positions, factor)
 
     @eqx.filter_jit
     def solve(

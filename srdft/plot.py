@@ -13,11 +13,9 @@ from srdft import checkpoint
 from srdft.data import Frames, load_frames
 from srdft.diagnostics import quantities
 from srdft.experiment import Experiment, model_of
-from srdft.geometry import bonds, matching
 from srdft.session import read_metrics
 
 FOLDER = "plots"
-TRIED = 50  # frames that are asked for their bonds
 CURVE = np.linspace(0.5, 2.5, 21)  # ångström; bond lengths of a diatomic's energy curve
 
 
@@ -54,10 +52,8 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
         suffix = f"_{family.name}" if several else ""
         start, reference = np.asarray(latest.state.given[index][0]), None
         if data is not None and not several:
-            reference = load_frames(
-                data, charge=family.charge, multiplicity=family.multiplicity
-            ).ordered_as(family.numbers, str(data))
-            reference = _matched(reference, start)
+            reference = load_frames(data, charge=family.charge, multiplicity=family.multiplicity)
+            reference = reference.ordered_as(family.numbers, str(data)).bonded_as(start)
         if any(line.get("chain_energy") for line in metrics):
             path = folder / f"energies{suffix}.png"
             temperatures = latest.trainer.samplers[index].temperatures
@@ -69,20 +65,6 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
         if len(family.numbers) == 2:
             written.append(_draw(folder / f"curve{suffix}.png", _curve, family, model))
     return written
-
-
-def _matched(frames: Frames, start: np.ndarray) -> Frames:
-    """The frames with like atoms in the order that gives them the bonds of the start geometry.
-
-    Of files of others, atoms of one element may be numbered differently. Frames as they are if
-    none of the first ones has these bonds in any order.
-    """
-    wanted = bonds(frames.numbers, start)
-    for frame in frames.positions[:TRIED]:
-        order = matching(frames.numbers, wanted, bonds(frames.numbers, frame))
-        if order is not None:
-            return Frames(frames.numbers, frames.positions[:, order])
-    return frames
 
 
 def _samples(experiment, index, path):

@@ -61,5 +61,5 @@ class HeldDrift(AbstractPotential):
         return self.family.energy_fn(model, positions)
 
     def energy_and_gradient(self, model, positions):
-        prediction = self.family.predict(model, positions)
-        return prediction.energy, self.family.held_gradient(prediction.factor, positions)
+        orbitals = model.orbitals(self.family.place(positions))
+        return self.family.held(orbitals.factor, positions)

@@ -11,6 +11,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from numpy.polynomial.hermite import hermval
 
 # Compilation, not running, is what tests of programs that run once would spend their time on.
@@ -95,3 +96,21 @@ def random_like(tree, seed: int = 0):
     """Normal random numbers in the shapes of the floating-point leaves."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=np.shape(x)), x.dtype), tree)
+
+
+@contextmanager
+def programs_kept_in(folder):
+    """JAX's cache directory is this one, in which compiled programs are found again."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

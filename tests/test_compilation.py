@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
@@ -25,20 +24,8 @@ OVERLAP = np.array([[1.0, 0.3], [0.3, 1.0]])
 
 @pytest.fixture
 def cache(tmp_path):
-    """JAX's cache directory is an empty one."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield tmp_path
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with oracle.programs_kept_in(tmp_path):
+        yield tmp_path
 
 
 def kept(cache: Path) -> list[Path]:

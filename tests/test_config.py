@@ -49,6 +49,7 @@ def test_the_resolved_configuration_reads_back(tmp_path):
         ("[sampler]\nladder = 600", "a list is needed"),
         ("[sampler]\nladder = [400]", "must rise"),
         ("[buffer]\ndata_share = 2", "it lies from 0 to 1"),
+        ("grid = 17", "family.grid = 17; levels are 0 to 9"),
         ("train = 3", "a section with keys of its own"),
         ("[train", "is not TOML"),
     ],

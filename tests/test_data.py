@@ -73,13 +73,21 @@ def test_stretched_bonds_beside_usual_ones_are_no_wrong_unit(tmp_path):
     assert load_frames(path).n == 9
 
 
-def test_another_order_or_molecule_is_said_clearly(tmp_path):
-    frames = Frames((1, 8, 1), shaken(1))
-    with pytest.raises(InputError, match="in another order: H O H instead of O H H"):
-        frames.ordered_as(NUMBERS)
-    with pytest.raises(InputError, match="another molecule"):
-        Frames((8, 1), shaken(1)[:, :2]).ordered_as(NUMBERS)
+def test_atoms_are_put_in_the_order_of_the_family():
+    """Elements first; like atoms as in the file, or by the bonds of a geometry."""
+    rows = np.array([1, 0, 2])
+    frames = Frames((1, 8, 1), shaken(2)[:, rows])
+    np.testing.assert_array_equal(frames.ordered_as(NUMBERS).positions, shaken(2))
     assert frames.ordered_as([1, 8, 1]) is frames
+    with pytest.raises(InputError, match="another molecule: O H instead of O H H"):
+        Frames((8, 1), shaken(1)[:, :2]).ordered_as(NUMBERS)
+    hooh = np.array([[0, 0, 0], [1.46, 0, 0], [-0.2, 0.94, 0], [1.66, 0.3, 0.9]]) / BOHR_IN_ANGSTROM
+    mixed = Frames((1, 8, 1, 8), hooh[None, [2, 1, 3, 0]]).ordered_as((8, 8, 1, 1))
+    assert (mixed.positions[0] != hooh).any()
+    found = mixed.bonded_as(hooh).positions[0]
+    np.testing.assert_array_equal(found[2:] - found[:2], (hooh[2:] - hooh[:2])[::-1])
+    apart = Frames((8, 8, 1, 1), 9 * hooh[None])
+    assert apart.bonded_as(hooh) is apart
 
 
 @pytest.mark.parametrize(

@@ -69,15 +69,23 @@ def test_more_geometries_are_drawn_by_size_and_seed(start, tmp_path):
         given_frames(FamilyConfig(start, data=str(path), data_size=21))
 
 
+def test_atoms_of_more_geometries_may_be_in_another_order(start, tmp_path):
+    path = tmp_path / "turned.xyz"
+    path.write_text(xyz("HOH", WATER[[1, 0, 2]]))
+    given = given_frames(FamilyConfig(start, data=str(path)))
+    assert given.numbers == (8, 1, 1)
+    assert_allclose(given.positions[1], given.positions[0])
+
+
 def test_what_cannot_be_started_from_is_refused(start, tmp_path):
     two = tmp_path / "two.xyz"
     two.write_text(xyz("OHH", WATER, WATER + 0.1))
     with pytest.raises(InputError, match="has 2 frames; one is needed"):
         given_frames(FamilyConfig(str(two)))
-    turned = tmp_path / "turned.xyz"
-    turned.write_text(xyz("HOH", WATER[[1, 0, 2]]))
-    with pytest.raises(InputError, match="in another order: H O H instead of O H H"):
-        given_frames(FamilyConfig(start, data=str(turned)))
+    other = tmp_path / "other.xyz"
+    other.write_text(xyz("SHH", WATER))
+    with pytest.raises(InputError, match="another molecule: S H H instead of O H H"):
+        given_frames(FamilyConfig(start, data=str(other)))
     bohr = tmp_path / "bohr.xyz"
     bohr.write_text(xyz("OHH", WATER / BOHR_IN_ANGSTROM))
     with pytest.raises(InputError, match="look like bohr"):
@@ -90,11 +98,10 @@ def test_devices_that_are_not_there_are_refused():
         build_workers(Config((FamilyConfig("a.xyz"),), train=TrainConfig(devices=many)))
 
 
-@pytest.mark.parametrize("name", ["h2", "water", "ethanol", "malonaldehyde", "uracil"])
-def test_examples_name_files_that_are_there(name):
-    config = load_config(EXAMPLES / f"{name}.toml")
-    (family,) = config.family
-    assert given_frames(family).n == 1
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_examples_name_files_that_are_there(path):
+    config = load_config(path)
+    assert all(given_frames(family).n == 1 for family in config.family)
     assert config.sampler.chains % (1 + len(config.sampler.ladder)) == 0
 
 

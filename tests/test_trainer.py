@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from tests.toys import DIATOMIC, TRIATOMIC, toy_trainer
 
 ROOT = Path(__file__).parents[1]
 EVERY = 5  # steps between checkpoints
+PROGRAMS = {}  # environment of other processes: where compiled programs are kept
 
 
 def numbers(run):
@@ -69,8 +71,9 @@ def test_families_train_one_model_together(tmp_path):
     assert lines[-1]["error_estimate"] < 0.1 * lines[0]["error_estimate"]
 
 
-def test_batches_hold_the_share_of_given_geometries():
-    trainer, state = toy_trainer(data_share=0.3)
+def test_batches_hold_the_share_of_given_geometries(finished):
+    _, trainer, state, _ = finished
+    trainer = trainer.variant(plan=replace(trainer.plan, data_share=0.3))
     # To be told apart from chains that have not moved yet.
     state = eqx.tree_at(lambda s: s.given[0], state, state.given[0] + 1)
     seen = []
@@ -117,9 +120,19 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(finished, tmp_path, after):
         assert eqx.tree_equal(ours, theirs)  # bit by bit
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs(tmp_path_factory):
+    """A folder of compiled programs, shared by all processes that are started here."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    PROGRAMS["JAX_COMPILATION_CACHE_DIR"] = str(folder / "toy_programs")
+    PROGRAMS["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 def start(run, *options, stderr=None, **environment):
     command = [sys.executable, "-m", "tests.toy_training", str(run), *options]
-    environment = os.environ | environment
+    environment = os.environ | PROGRAMS | environment
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
     )
@@ -159,6 +172,7 @@ def test_ctrl_c_saves_and_ends(finished, tmp_path):
 def test_devices_share_the_work_with_the_same_result(finished, tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = {"XLA_FLAGS": flags, "JAX_LOG_COMPILES": "1"}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is found is not counted
     process = start(tmp_path, "--devices", "4", stderr=subprocess.STDOUT, **environment)
     out = process.stdout.read()
     process.stdout.close()
@@ -199,11 +213,11 @@ def test_devices_must_divide_the_work():
         toy_trainer(devices=[jax.devices()[0]] * 2, batch=3)
 
 
-def test_asynchronous_training_bounds_the_age_of_the_model(tmp_path):
-    trainer, state = toy_trainer(steps=60)
+def test_asynchronous_training_bounds_the_age_of_the_model(finished, tmp_path):
+    _, trainer, state, _ = finished
     _, state = train(tmp_path, trainer, state, lambda t: Asynchronous(t, 3))
     lines = read_metrics(tmp_path)
-    assert len(lines) == 63 and lines[-1]["samples"] >= 4
+    assert len(lines) == 27 and lines[-1]["samples"] >= 4
     assert lines[-1]["error_estimate"] < 0.1 * lines[0]["error_estimate"]
     assert max(line["staleness"] for line in lines if "acceptance" in line) <= 3
     loaded, _ = checkpoint.load(tmp_path / checkpoint.LATEST, state)
@@ -228,8 +242,9 @@ def test_asynchronous_chains_take_a_second_device(finished, tmp_path, device):
     assert int(state.samples[0].buffer.pushed) == 4 * int(state.turn)
 
 
-def test_a_broken_sampler_stops_the_run_with_its_cause(tmp_path):
-    trainer, state = toy_trainer()
+def test_a_broken_sampler_stops_the_run_with_its_cause(finished, tmp_path):
+    _, trainer, state, _ = finished
+    trainer = trainer.variant()
     turn = trainer.take_turn
 
     def breaks(model, samples, count, *, refresh):
@@ -248,8 +263,8 @@ def test_a_broken_sampler_stops_the_run_with_its_cause(tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "sampler"]
 
 
-def test_a_broken_trainer_stops_the_sampler(tmp_path):
-    trainer, state = toy_trainer()
+def test_a_broken_trainer_stops_the_sampler(finished, tmp_path):
+    _, trainer, state, _ = finished
 
     def report(metrics):
         if metrics["step"] == 9:
@@ -291,8 +306,8 @@ def test_a_full_disk_is_an_error_of_its_own(finished, tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path / checkpoint.LATEST, first)[1]["step"] == 5
 
 
-def test_gradients_that_are_not_finite_change_nothing():
-    trainer, state = toy_trainer()
+def test_gradients_that_are_not_finite_change_nothing(finished):
+    _, trainer, state, _ = finished
     broken = eqx.tree_at(lambda s: s.given[0], state, jnp.full_like(state.given[0], jnp.nan))
     after, judgement = trainer.take_step(broken)
     assert not np.isfinite(judgement.energy)
@@ -300,8 +315,8 @@ def test_gradients_that_are_not_finite_change_nothing():
     assert eqx.tree_equal(after.optimizer, state.optimizer) and int(after.step) == 1
 
 
-def test_a_training_needs_geometries():
-    trainer, state = toy_trainer()
+def test_a_training_needs_geometries(finished):
+    _, trainer, state, _ = finished
     with pytest.raises(InputError, match="at least one geometry"):
         trainer.init(state.model, [np.zeros((0, 2, 3))], nchain=4, buffer_size=4, step_size=1e-3)
 
