@@ -11,11 +11,11 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from qchem.basis.layout import Basis
-from qchem.basis.rows import shell_rows
-from qchem.basis.spherical import angular_matrix, ncomponent
+from qchem.basis.layout import Basis, ShellBatch
+from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 
 _NCOMPONENT = (1, 4, 10)  # value; x, y, z; xx, xy, xz, yy, yz, zz
+_I, _J = np.triu_indices(3)  # axes of the second derivatives
 # Component that a further derivative along x, y or z makes of each component.
 _RAISED = np.array([[1, 2, 3], [4, 5, 6], [5, 7, 8], [6, 8, 9]])
 
@@ -74,18 +74,11 @@ def evaluate_columns(
 def _evaluate(
     basis: Basis, positions: Array, points: Array, derivative: int, dtype: jnp.dtype
 ) -> tuple[Array, ...]:
-    apart = coordinates(positions, points, dtype)
-    fence = points[0, 0] < jnp.inf
-    rows = shell_rows(basis, apart, derivative, fence)
-    blocks = [batch.columns_raised(derivative) for batch in rows]
-    return tuple(jnp.concatenate(sum(columns, [])) for columns in zip(*blocks, strict=True))
-
-
-def coordinates(
-    positions: Float[Array, "natom 3"], points: Float[Array, "npoint 3"], dtype: DTypeLike
-) -> list[Float[Array, "natom npoint"]]:
-    """x, y and z of all points minus all nuclei, bohr, rounded last."""
-    return [(points[:, i][None] - positions[:, i][:, None]).astype(dtype) for i in range(3)]
+    r = (points.T[None] - positions[:, :, None]).astype(dtype)
+    scales = [batch.coefficients(positions.dtype).astype(dtype) for batch in basis.batches]
+    batches = zip(basis.batches, _radial(basis, scales, r, derivative), strict=True)
+    blocks = [_batch_ao(b, basis.spherical, r[b.atom], radial) for b, radial in batches]
+    return tuple(jnp.concatenate(columns) for columns in zip(*blocks, strict=True))
 
 
 _columns = jax.custom_jvp(_evaluate, nondiff_argnums=(3, 4))
@@ -145,6 +138,104 @@ def _zero(x: Array) -> SymbolicZero:
     return SymbolicZero(jax.typeof(x))
 
 
+def _radial(basis: Basis, scales: list[Array], r: Array, derivative: int) -> list[Array]:
+    """R, R1 and R2 of the shells of each batch: order, shell, point."""
+    dtype = r.dtype
+    natom = r.shape[0]
+    r2 = r[:, 0] ** 2 + r[:, 1] ** 2 + r[:, 2] ** 2
+    # A product makes the arguments: XLA then takes the exponentials of a whole array in one
+    # vectorized loop, which it does not if their indices are worked out in the same loop.
+    rows = [
+        jnp.asarray(b.exponents, dtype)[:, :, None]
+        * jax.nn.one_hot(b.atom, natom, dtype=dtype)[:, None]
+        for b in basis.batches
+    ]
+    sizes = [b.exponents.size for b in basis.batches]
+    factor = -jnp.concatenate([x.reshape(-1, natom) for x in rows])
+    gaussians = jnp.exp(jnp.dot(factor, r2, precision="highest"))
+    found = []
+    parts = jnp.split(gaussians, np.cumsum(sizes)[:-1])
+    for batch, scale, g in zip(basis.batches, scales, parts, strict=True):
+        exponents = jnp.asarray(batch.exponents, dtype)
+        orders = [scale]
+        for _ in range(derivative):
+            orders.append(-2 * exponents * orders[-1])
+        g = g.reshape(*batch.exponents.shape, -1)
+        found.append(jnp.einsum("ndk,nkg->dng", jnp.stack(orders, 1), g, precision="highest"))
+    return found
+
+
+def _batch_ao(batch: ShellBatch, spherical: bool, r: Array, radial: Array) -> list[Array]:
+    """Each component of the AOs of one batch: columns (shell, function), points."""
+    derivative = len(radial) - 1
+    radial = radial[:, :, None]  # order, shell, function, point
+    monomials = [jnp.ones_like(r[:, :1])]
+    for l in range(1, batch.l + 1):
+        monomials.append(_next_monomials(monomials[-1], r, l))
+    orders = range(min(derivative, batch.l) + 1)
+    value, *slopes = [_angular(batch.l, spherical, monomials, order) for order in orders]
+    x = jnp.moveaxis(r, 1, 0)[:, :, None]
+    components = [radial[0] * value[0]]
+    if derivative > 0:
+        first = radial[1] * value[0]
+        for i in range(3):
+            component = x[i] * first
+            components.append(component + radial[0] * slopes[0][i] if slopes else component)
+    if derivative > 1:
+        second = radial[2] * value[0]
+        for n, (i, j) in enumerate(zip(_I, _J)):
+            component = x[i] * x[j] * second + (first if i == j else 0)
+            if len(slopes) > 0:
+                component += radial[1] * (x[i] * slopes[0][j] + x[j] * slopes[0][i])
+            if len(slopes) > 1:
+                component += radial[0] * slopes[1][n]
+            components.append(component)
+    return [c.reshape(-1, c.shape[-1]) for c in components]
+
+
+def _next_monomials(lower: Array, r: Array, l: int) -> Array:
+    """Monomials of degree l from those of degree l - 1, each times one coordinate."""
+    column = _column_of_power(l - 1)
+    powers = cartesian_powers(l)
+    axis = (powers > 0).argmax(axis=1)
+    parent = [column[tuple(power)] for power in (powers - np.eye(3, dtype=int)[axis]).tolist()]
+    return lower[:, np.array(parent)] * r[:, axis]
+
+
+def _angular(l: int, spherical: bool, monomials: list[Array], order: int) -> Array:
+    """A, Aᵢ or Aᵢⱼ of every shell: components, shells, functions, points."""
+    matrix = angular_matrix(l, spherical)[None]
+    for n in range(order):
+        matrix = np.stack([matrix @ _gradient_matrix(l - n, axis) for axis in range(3)])
+        matrix = matrix[:, 0] if n == 0 else matrix[_I, _J]
+    dtype = monomials[0].dtype
+    if l == order:  # constants
+        return jnp.asarray(matrix[:, None, :, :], dtype)
+    scale = matrix.flat[0]
+    if order == 0 and np.array_equal(matrix[0], scale * np.eye(matrix.shape[1])):
+        return jnp.asarray(scale, dtype) * monomials[l][None]
+    product = "xmc,ncg->xnmg"
+    return jnp.einsum(
+        product, jnp.asarray(matrix, dtype), monomials[l - order], precision="highest"
+    )
+
+
+def _gradient_matrix(l: int, axis: int) -> np.ndarray:
+    """Takes each monomial of degree l to its derivative, in monomials of degree l - 1."""
+    column = _column_of_power(l - 1)
+    matrix = np.zeros((ncomponent(l, False), len(column)))
+    for row, power in enumerate(cartesian_powers(l).tolist()):
+        if power[axis]:
+            factor = power[axis]
+            power[axis] -= 1
+            matrix[row, column[tuple(power)]] = factor
+    return matrix
+
+
+def _column_of_power(l: int) -> dict[tuple[int, ...], int]:
+    return {tuple(power): c for c, power in enumerate(cartesian_powers(l).tolist())}
+
+
 def rounding_of_columns(
     basis: Basis, dtype: DTypeLike, short: DTypeLike
 ) -> Float[Array, "{basis.nao}"]:
@@ -169,7 +260,7 @@ def rounding_of_columns(
         exact = angular_matrix(batch.l, basis.spherical)
         rounded = exact.astype(short).astype(exact.dtype)
         angular = np.sum(exact * rounded, axis=1) / np.sum(rounded**2, axis=1)
-        factors.append((jnp.asarray(angular, dtype)[:, None] * radial[None]).reshape(-1))
+        factors.append((radial[:, None] * jnp.asarray(angular, dtype)[None]).reshape(-1))
     return jnp.concatenate(factors)
 
 
@@ -180,10 +271,12 @@ def ao_of_column(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
     aos = []
     for batch in basis.batches:
         function = np.arange(ncomponent(batch.l, basis.spherical), dtype=np.int32)
-        aos.append((function[:, None] + batch.ao[None]).reshape(-1))
+        aos.append((batch.ao[:, None] + function[None]).reshape(-1))
     return xp.concatenate(aos)
 
 
 def _atom_of_column(basis: Basis) -> Array:
     width = [ncomponent(batch.l, basis.spherical) for batch in basis.batches]
-    return jnp.concatenate([jnp.tile(b.atom, n) for b, n in zip(basis.batches, width, strict=True)])
+    return jnp.concatenate(
+        [jnp.repeat(b.atom, n) for b, n in zip(basis.batches, width, strict=True)]
+    )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from qchem.basis.layout import Basis, ShellBatch
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
@@ -64,45 +64,6 @@ class ShellRows:
                 columns[c] = summed([columns[c], times(self.radial[0], change)])
         return columns
 
-    def columns_raised(self, order: int) -> list[Rows]:
-        """The functions, their gradients and second derivatives: see `evaluate_ao`."""
-        value = self._polynomials(self._angular, self.l)
-        components = [self.columns()]
-        if order == 0:
-            return components
-        R = self.radial
-        first = [times(R[1], a) for a in value]
-        slopes = [[None] * len(value)] * 3
-        if self.l:
-            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
-        for i in range(3):
-            parts = zip(first, slopes[i], strict=True)
-            components.append([summed([times(self.r[i], f), times(R[0], s)]) for f, s in parts])
-        if order == 1:
-            return components
-        second = [times(R[2], a) for a in value]
-        for i in range(3):
-            for j in range(i, 3):
-                curved = [None] * len(value)
-                if self.l > 1:
-                    matrix = self._angular @ _gradient(self.l)[i] @ _gradient(self.l - 1)[j]
-                    curved = self._polynomials(matrix, self.l - 2)
-                columns = []
-                for c in range(len(value)):
-                    mixed = [times(self.r[i], slopes[j][c]), times(self.r[j], slopes[i][c])]
-                    columns.append(
-                        summed(
-                            [
-                                times(self.r[i] * self.r[j], second[c]),
-                                first[c] if i == j else None,
-                                times(R[1], summed(mixed)),
-                                times(R[0], curved[c]),
-                            ]
-                        )
-                    )
-                components.append(columns)
-        return components
-
     def contracted(self, x: Array) -> "Polynomial":
         """Σ_c x_c A_c of rows in the order of `columns`."""
         n = self.nshell
@@ -134,6 +95,23 @@ class Polynomial:
             return [Polynomial(self._monomials, -1, [])] * 3
         lower = [_combined(m.T, self._coefficients) for m in _gradient(self.degree)]
         return [Polynomial(self._monomials, self.degree - 1, c) for c in lower]
+
+
+def coordinates(
+    positions: Float[Array, "natom 3"], points: Float[Array, "npoint 3"], dtype: DTypeLike
+) -> list[Float[Array, "natom npoint"]]:
+    """x, y and z of all points minus all nuclei, bohr, rounded last."""
+    return [(points[:, i][None] - positions[:, i][:, None]).astype(dtype) for i in range(3)]
+
+
+def ao_of_row(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
+    """The number of the AO of each row of `ShellRows.columns`, batch by batch."""
+    numpy = all(isinstance(batch.ao, np.ndarray) for batch in basis.batches)
+    aos = []
+    for batch in basis.batches:
+        function = np.arange(ncomponent(batch.l, basis.spherical), dtype=np.int32)
+        aos.append((function[:, None] + batch.ao[None]).reshape(-1))
+    return (np if numpy else jnp).concatenate(aos)
 
 
 def deepest_first(basis: Basis) -> Basis:

@@ -14,9 +14,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from qchem.basis.evaluate import coordinates, jvp_of_moving
+from qchem.basis.evaluate import jvp_of_moving
 from qchem.basis.layout import Basis
-from qchem.basis.rows import Depths, shell_rows, standing, summed, times
+from qchem.basis.rows import Depths, coordinates, shell_rows, standing, summed, times
 from qchem.grids import Grid, GridPoints
 
 
@@ -28,7 +28,7 @@ class Formula(NamedTuple):
 
 
 class Density(NamedTuple):
-    """A density matrix, or orbitals whose products are one, in the order of `evaluate_columns`."""
+    """A density matrix, or orbitals whose products are one, in the order of `ao_of_row`."""
 
     matrix: Float[Array, "nspin nao nao"] | None = None
     orbitals: Float[Array, "nspin nao nocc"] | None = None

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
-from qchem.basis.rows import Depths, deepest_first, depths, standing
+from qchem.basis.rows import Depths, ao_of_row, deepest_first, depths, standing
 from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
@@ -111,7 +111,8 @@ class GridXC(eqx.Module):
         rung = self.functional.ingredients
         if rung == "none":
             return jnp.zeros((), self.positions.dtype)
-        if rung != "mgga" and self.ao is None:
+        double = self.ao_dtype == jnp.float64  # rows of float32 have shown a wrong gradient
+        if rung != "mgga" and self.ao is None and double:
             return self._energy_of_rows(density)
 
         def term(functional, dm, ao, weights):
@@ -130,10 +131,10 @@ class GridXC(eqx.Module):
             return eqx.combine(learned, fixed).energy_density(*ingredients, None)
 
         formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
-        order = ao_of_column(self.basis)
-        scale = None
+        order, scale = ao_of_row(self.basis), None
         if self.ao_dtype != self.positions.dtype:
             scale = rounding_of_columns(self.basis, self.positions.dtype, self.ao_dtype)
+            scale = scale[jnp.argsort(ao_of_column(self.basis))][order]
         density = density.in_columns(order, scale)
         placement = Placement(self.positions, self.basis, self.adjustment)
 
