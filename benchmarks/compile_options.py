@@ -57,7 +57,7 @@ def main(options: Options) -> None:
         }
         for name, (function, arguments) in programs.items():
             plain, values = None, None
-            for compiler_options in (None, QUICK):
+            for compiler_options in ({}, QUICK):
                 out, cost = measure(
                     function,
                     *arguments,

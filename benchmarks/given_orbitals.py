@@ -2,10 +2,11 @@
 
 That is the step of a training or of a sampler: geometries come, orbitals are known, and the energy
 and its whole derivative in the positions are wanted. Ours is one compiled program for the batch,
-`chunk` geometries held at once. The peer is what training codes do without integrals of their own
-(majhas/self-refining-dft, src/dft/molecule.py): PySCF builds the integrals of each geometry
-((ab|cd) without symmetry, the grid, AO values and gradients on it), and a compiled program
-evaluates the energy and its derivative in the orbitals; it has no derivative in the positions.
+shared by all cores or devices, `chunk` geometries held at once by each. The peer is what training
+codes do without integrals of their own (majhas/self-refining-dft, src/dft/molecule.py): PySCF
+builds the integrals of each geometry ((ab|cd) without symmetry, the grid, AO values and gradients
+on it), and a compiled program evaluates the energy and its derivative in the orbitals; it has no
+derivative in the positions.
 
 `ratio` is our throughput over the peer's, `gradient_ratio` the time of an energy with its gradient
 over that of the energy alone. `energy_error` is the deviation from PySCF's energy of the same
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 import qchem
 from benchmarks.measure import configure_jax, device, measure, spread, stopwatch
@@ -31,8 +33,8 @@ from benchmarks.report import Report
 from qchem.xc.quadrature import density_and_gradient
 
 PRINTED = (
-    "molecule how batch chunk geometries_per_s ratio gradient_ratio compile_s run_s spread_s "
-    "peak_bytes energy_error forces_error failure"
+    "molecule how devices batch chunk geometries_per_s ratio gradient_ratio compile_s run_s "
+    "spread_s peak_bytes energy_error forces_error failure"
 ).split()
 STEP = 1e-4  # bohr, of finite differences
 
@@ -45,7 +47,7 @@ class Options:
     chunks: tuple[int, ...] = (1, 8)
     """Geometries held at once; on a CPU they follow one another."""
     batch: int | None = None
-    """Geometries in all; by default as many as are held at once."""
+    """Geometries in all; by default as many as are held at once, and one for each core."""
     xc: str = "b3lyp"
     two_electron: Literal["exact", "df"] = "df"
     basis: str = "def2-svp"
@@ -67,29 +69,40 @@ def orbitals(case: Case) -> np.ndarray:
     return np.asarray(result.scf.require_converged().factor)
 
 
-def ours(case: Case, factor: np.ndarray, batch: int, chunk: int, repeats: int) -> dict[str, Any]:
+def ours(
+    case: Case,
+    factor: np.ndarray,
+    batch: int | None,
+    chunk: int,
+    repeats: int,
+    mesh: Mesh | None,
+) -> dict[str, Any]:
     """One row; a program that needs too much memory leaves the reason in `failure`."""
     settings = {"basis": case.basis, "xc": case.xc, "two_electron": case.two_electron}
     numbers = molecule(case.molecule).numbers
     method = qchem.energy_fn(numbers, grid=case.grid, **settings).method
+    count = 1 if mesh is None else mesh.size
+    batch = batch or max(chunk, count)
     positions = jnp.asarray(geometries(case.molecule, batch))
-    value_and_grad = jax.value_and_grad(method.energy)
 
-    size = chunk if chunk > 1 else None
+    def mapped(function):
+        def of_batch(method, positions, factor):
+            one = lambda shared, r: function(shared[0], r, shared[1])  # noqa: E731
+            shared = method, factor
+            return qchem.map_geometries(one, shared, positions, mesh=mesh, chunk=chunk)
 
-    def every(positions, factor):
-        return jax.lax.map(lambda r: value_and_grad(r, factor), positions, batch_size=size)
+        return of_batch
 
-    def energies_alone(positions, factor):
-        return jax.lax.map(lambda r: method.energy(r, factor), positions, batch_size=size)
-
-    row = {"how": "one program", "batch": batch, "chunk": chunk}
+    every = mapped(lambda method, r, factor: jax.value_and_grad(method.energy)(r, factor))
+    energies_alone = mapped(lambda method, r, factor: method.energy(r, factor))
+    row = {"how": "one program", "devices": count, "batch": batch, "chunk": chunk}
     try:
-        (energies, gradients), cost = measure(every, positions, factor, repeats=repeats)
+        arguments = method, positions, factor
+        (energies, gradients), cost = measure(every, *arguments, repeats=repeats)
     except jax.errors.JaxRuntimeError as error:
         return row | {"failure": str(error).splitlines()[0]}
     row |= {"geometries_per_s": batch / cost.run_s, **asdict(cost), "failure": None}
-    _, alone = measure(energies_alone, positions, factor, repeats=repeats)
+    _, alone = measure(energies_alone, *arguments, repeats=repeats)
     row |= {"energy_s": alone.run_s, "gradient_ratio": cost.run_s / alone.run_s}
     direction = np.random.default_rng(1).normal(size=positions.shape[1:])
     ends = [positions[0] + sign * STEP * direction for sign in (1, -1)]
@@ -135,6 +148,7 @@ def pipeline(case: Case, factor: np.ndarray, repeats: int) -> dict[str, Any]:
     expected = energy_of_density(case, numbers, first, factor)
     return {
         "how": "PySCF's integrals",
+        "devices": 1,
         "batch": 1,
         "chunk": 1,
         "geometries_per_s": 1 / median(seconds),
@@ -149,6 +163,8 @@ def pipeline(case: Case, factor: np.ndarray, repeats: int) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measure and report the rows."""
     configure_jax()
+    cores = qchem.use_cores()
+    mesh = None if cores is None else Mesh(cores.devices, ("geometry",))
     print(f"device: {device()}")
     report = Report("given_orbitals", options.out, tuple(PRINTED))
     missing = dict.fromkeys((*PRINTED, "energy_s"))
@@ -160,7 +176,7 @@ def main(options: Options) -> None:
         if peer is not None:
             report.row(**same | peer | {"ratio": 1.0})
         for chunk in options.chunks:
-            row = ours(case, factor, options.batch or chunk, chunk, options.repeats)
+            row = ours(case, factor, options.batch, chunk, options.repeats, mesh)
             if peer is not None and row["failure"] is None:
                 row["ratio"] = row["geometries_per_s"] / peer["geometries_per_s"]
             report.row(**same | row)

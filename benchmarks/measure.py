@@ -13,6 +13,8 @@ import equinox as eqx
 import jax
 import jax.monitoring
 
+from qchem.compilation import program_options
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -45,7 +47,15 @@ def measure(
     repeats: int = 5,
     compiler_options: dict[str, Any] | None = None,
 ) -> tuple[Any, Measurement]:
-    """Value and cost of a traceable function: compiled, called once to warm up, then repeated."""
+    """Value and cost of a traceable function: compiled, called once to warm up, then repeated.
+
+    Args:
+        function: Of the arguments.
+        repeats: How often it is timed.
+        compiler_options: By default those of `qchem.program`, which calculations are compiled with.
+    """
+    if compiler_options is None:
+        compiler_options = program_options()
     start = perf_counter()
     jitted = eqx.filter_jit(lambda *args: function(*args), compiler_options=compiler_options)
     compiled = jitted.lower(*args).compile()

@@ -169,7 +169,7 @@ def _compiled(function, tree, fixed, arrays):
         return [jnp.asarray(x) for x in leaves if _is_array(x)]
 
     of_arrays.__name__ = of_arrays.__qualname__ = callable_name(function)
-    compiled = jax.jit(of_arrays, compiler_options=_options()).lower(*arrays).compile()
+    compiled = jax.jit(of_arrays, compiler_options=program_options()).lower(*arrays).compile()
     return compiled, skeletons[-1]
 
 
@@ -184,7 +184,7 @@ def _path(function, tree, fixed) -> Path | None:
         (x.shape, str(x.dtype), x.weak_type, x.sharding) if isinstance(x, _Abstract) else ("", x)
         for x in fixed
     ]
-    options = sorted((_options() or {}).items())
+    options = sorted((program_options() or {}).items())
     try:
         digest = fingerprint(function, tree, shapes, platform(), options)
     except NoFingerprint:
@@ -261,8 +261,8 @@ def _prepare_linear_algebra() -> None:
 
 
 @cache
-def _options() -> dict[str, Any] | None:
-    """Those of the default device that this version of XLA knows."""
+def program_options() -> dict[str, Any] | None:
+    """What `program` gives the compiler of the default device, if this version of XLA knows it."""
     if jax.default_backend() != "cpu":
         return None
     try:

@@ -221,7 +221,8 @@ def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     high = 0.693145751953125 if info.bits == 32 else 0.6931471803691238  # few bits: n * high exact
     low = 1.42860682030941723e-6 if info.bits == 32 else 1.9082149292705877e-10
-    n = jnp.floor(jnp.maximum(x, info.minexp * log(2)) * (1 / log(2)) + 0.5)
+    x = jnp.maximum(x, info.minexp * log(2))
+    n = jnp.floor(x * (1 / log(2)) + 0.5)
     f = (x - n * high) - n * low
     degree = 8 if info.bits == 32 else 12
     series = jnp.full_like(f, 1 / factorial(degree))

@@ -111,8 +111,7 @@ class GridXC(eqx.Module):
         rung = self.functional.ingredients
         if rung == "none":
             return jnp.zeros((), self.positions.dtype)
-        double = self.ao_dtype == jnp.float64  # rows of float32 have shown a wrong gradient
-        if rung != "mgga" and self.ao is None and double:
+        if rung != "mgga" and self.ao is None:
             return self._energy_of_rows(density)
 
         def term(functional, dm, ao, weights):
