@@ -23,10 +23,13 @@ from benchmarks.counting import compulsory_bytes, operations
 from benchmarks.measure import configure_jax, device, measure, stopwatch
 from benchmarks.molecules import Name, molecule
 from benchmarks.report import Report
+from qchem.devices import ALONE
 from qchem.fitted_jk import DensityFittedJK
+from qchem.integrals.fitting import fitting_2c, fitting_3c
 from qchem.integrals.kernel import _operands, _separated
-from qchem.integrals.pairs import auxiliary_distributions, npair, pair_distributions
-from qchem.integrals.two_electron import _tile_rows, blocks_of, coulomb_2c, coulomb_3c, coulomb_4c
+from qchem.integrals.pairs import npair, pair_distributions
+from qchem.integrals.solid import solid_shells
+from qchem.integrals.two_electron import _tile_indices, _tiles, blocks_of, coulomb_4c
 from qchem.jk import PackedJK
 from qchem.xc.quadrature import density_and_gradient
 
@@ -66,29 +69,29 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     basis, aux, nao = method.basis, method.aux, method.basis.nao
     positions, size = jnp.asarray(mol.positions), npair(nao)
     plan = partial(pair_distributions, basis, method.pairs)
-    fitting = partial(auxiliary_distributions, aux)
+    fitting = partial(solid_shells, aux, method.fitting)
     pairs, charges = jax.jit(lambda r: (plan(r), fitting(r)))(positions)
     nocc = sum(mol.numbers) // 2
     factor = jnp.asarray(np.random.default_rng(0).normal(size=(1, nao, nocc)) / nao)
     dm = factor @ jnp.swapaxes(factor, 1, 2)
 
     yield "pair data", plan, (positions,)
-    yield "R of (ab|P)", every_r, (pairs, charges)
-    three = partial(coulomb_3c, npair=size)
+    three = partial(fitting_3c, npair=size)
     yield "(ab|P)", three, (pairs, charges)
     integrals = jax.jit(three)(pairs, charges)
 
     def solve(three, charges):
-        return DensityFittedJK.fit(three, coulomb_2c(charges))
+        return DensityFittedJK.fit(three, fitting_2c(charges))
 
     yield "metric and solve", solve, (integrals, charges)
     fitted = jax.jit(solve)(integrals, charges)
     yield "J, fitted", lambda jk, dm: jk.coulomb(dm), (fitted, dm[0])
     yield "K, fitted", lambda jk, factor: jk.exchange(factor), (fitted, factor)
     if options.exact:
+        yield "R of (ab|cd)", every_r, (pairs,)
         four = partial(coulomb_4c, npair=size)
         yield "(ab|cd)", four, (pairs,)
-        packed = PackedJK(jax.jit(four)(pairs))
+        packed = jax.jit(partial(PackedJK.build, nao=nao))(pairs)
         yield "J, exact", lambda jk, dm: jk.coulomb(dm), (packed, dm[0])
         yield "K, exact", lambda jk, factor: jk.exchange(factor), (packed, factor)
 
@@ -122,6 +125,12 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
         return xc.energy_and_fock(dm)
 
     yield "XC energy and matrix", potential, (positions, ao, weights, dm)
+
+    def given(positions, factor):
+        return method._xc(positions).energy_of_orbitals(factor)
+
+    yield "XC energy, given orbitals", given, (positions, factor)
+    yield "its gradient", jax.grad(given), (positions, factor)
     yield "energy, fitted", method.energy, (positions, factor)
     yield "gradient, fitted", jax.grad(method.energy), (positions, factor)
     if options.exact:
@@ -130,18 +139,24 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
         yield "gradient, exact", jax.grad(method.energy), (positions, factor)
 
 
-def every_r(pairs, charges):
-    """Sum of all R of (ab|P), made tile by tile as the integrals make them."""
+def every_r(pairs):
+    """Sum of all R of (ab|cd), made tile by tile as the integrals make them."""
     total = jnp.zeros(())
-    for ket in charges:
-        for bra in pairs:
-            blocks = blocks_of(bra, _tile_rows(bra, *ket.width.shape, ket.order), 0)
+    for n, bra in enumerate(pairs):
+        for ket in pairs[: n + 1]:
+            nbra, nket = _tiles(bra, ket, ALONE)
+            bras, kets = blocks_of(bra, nbra, 0), blocks_of(ket, nket, 0)
+            tiles = _tile_indices(bras, kets, nbra, nket, bra is ket)
 
-            def of_block(block, ket=ket):
-                (side, ket_side), width, center, _, *points, _ = _operands(block, ket)
+            def of_tile(tile, bras=bras, kets=kets):
+                one, other = (
+                    jax.tree.map(lambda x, i=i: jnp.asarray(x)[i], blocks)
+                    for i, blocks in zip(tile, (bras, kets))
+                )
+                (side, ket_side), width, center, _, *points, _ = _operands(one, other)
                 return jnp.sum(_separated(side[0] + ket_side[0], width, center, *points))
 
-            total = total + jnp.sum(jax.lax.map(of_block, blocks))
+            total = total + jnp.sum(jax.lax.map(of_tile, tiles))
     return total
 
 
