@@ -58,16 +58,21 @@ def padded(mol, basis="def2-svp"):
     return calculation._cached(calculation._padded, names)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "charge, options",
     [
-        (1, {"xc": "pbe"}),
         (1, {"xc": "hf", "two_electron": "df", "aux": "def2-universal-jkfit"}),
         (0, {"xc": "cam-b3lyp", "guess": "sad"}),
-        (0, {"xc": "hf", "solver": "second-order", "follow_instability": True}),
-        (1, {"xc": "hf", "smearing": 0.05, "field": (0.0, 0.01, 0.0)}),
+        pytest.param(1, {"xc": "pbe"}, marks=SLOW),
+        pytest.param(
+            0, {"xc": "hf", "solver": "second-order", "follow_instability": True}, marks=SLOW
+        ),
+        pytest.param(1, {"xc": "hf", "smearing": 0.05, "field": (0.0, 0.01, 0.0)}, marks=SLOW),
     ],
-    ids=["gga", "fitted", "radical", "second-order", "smeared"],
+    ids=["fitted", "radical", "gga", "second-order", "smeared"],
 )
 def test_the_same_numbers(charge, options, alone):
     mol = methanium(charge)

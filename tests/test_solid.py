@@ -124,6 +124,7 @@ def test_weighted_sums():
     assert np.abs(measured).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fitted_energy():
     """The same energy and gradients as with the general kernel's lists."""
     factor = oracle.random_like(np.zeros((1, NAO, 2)), 4)

@@ -117,7 +117,7 @@ class GridXC(eqx.Module):
         def term(functional, dm, ao, weights):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
-            values = jax.checkpoint(functional.energy_density)
+            values = jax.checkpoint(lambda *x: functional.energy_density(*x))  # hashable
             values = standing(ao[0][0, 0] < jnp.inf, values, rho, sigma, tau)
             return jnp.vdot(weights, values, precision="highest")
 
