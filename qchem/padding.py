@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell, shells_from_name
+from qchem.basis.rows import plan_rows
 from qchem.compilation import program
 from qchem.dispersion import Dispersion
 from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
@@ -97,6 +98,7 @@ class Padded:
             and _filled_grid(method.nonlocal_grid, everything, NONLOCAL_LEVEL),
             charges=np.pad(method.charges, more),
             pairs=plan_pairs(full),
+            rows=plan_rows(full),
             fitting=plan_solid(full_aux) if full_aux else (),
             screened=(
                 np.pad(charges, (more, columns)),

@@ -5,6 +5,7 @@ from math import gamma
 from os import PathLike
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -150,3 +151,11 @@ def _batch(l: int, placed: list[tuple[Shell, int, int]]) -> ShellBatch:
         contraction[row, : len(order)] = np.asarray(shell.coefficients)[order]
     atom, ao = np.array([place for _, *place in placed], dtype=np.int32).T
     return ShellBatch(l, exponents, contraction, atom.copy(), ao.copy())
+
+
+def primitive_depth(contraction: Float[Array | np.ndarray, "nshell nprim"]) -> np.ndarray:
+    """Number of primitives of each shell but for padding at the end; all where it is traced."""
+    nshell, nprim = contraction.shape
+    if isinstance(contraction, jax.core.Tracer):
+        return np.full(nshell, nprim)
+    return nprim - np.argmax(np.asarray(contraction)[:, ::-1] != 0, axis=1)

@@ -13,13 +13,14 @@ from itertools import groupby
 from math import factorial, log
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from qchem.basis.layout import Basis, ShellBatch
+from qchem.basis.layout import Basis, ShellBatch, primitive_depth
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.compilation import platform
 
@@ -114,29 +115,39 @@ def ao_of_row(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
     return (np if numpy else jnp).concatenate(aos)
 
 
-def deepest_first(basis: Basis) -> Basis:
-    """The same functions, in each batch the shells of most primitives first."""
+class RowPlan(eqx.Module):
+    """Which shells have how many primitives, so that padding costs nothing.
 
-    def ordered(batch):
-        if not isinstance(batch.contraction, np.ndarray):
-            return batch
-        order = np.argsort(-np.count_nonzero(batch.contraction, axis=1), kind="stable")
-        return jax.tree.map(lambda x: x[order], batch)
+    Attributes:
+        order: Of the shells of each batch: those of most primitives first.
+        depths: Numbers of shells and of their primitives, one group after another, of each batch.
+    """
 
-    return replace(basis, batches=tuple(map(ordered, basis.batches)))
+    order: tuple[Int[Array | np.ndarray, "_"], ...]
+    depths: Depths = eqx.field(static=True)
+
+    def ordered(self, basis: Basis) -> Basis:
+        """The same functions, the shells of each batch in this order."""
+
+        def ordered(batch, order):
+            array = np.asarray if isinstance(order, np.ndarray) else jnp.asarray
+            known = lambda x: x if isinstance(x, jax.Array) else array(x)  # noqa: E731
+            return jax.tree.map(lambda x: known(x)[order], batch)
+
+        batches = tuple(map(ordered, basis.batches, self.order))
+        return replace(basis, batches=batches)
 
 
-def depths(basis: Basis) -> Depths:
-    """How many shells of each batch have how many primitives, one after another."""
-    found = []
+def plan_rows(basis: Basis) -> RowPlan:
+    """Host side, once per basis; where contractions are traced, padding counts."""
+    orders, groups = [], []
     for batch in basis.batches:
-        contraction = batch.contraction
-        counts = [contraction.shape[1]] * len(contraction)
-        if isinstance(contraction, np.ndarray):  # else unknown: padding counts
-            last = contraction.shape[1] - np.argmax(contraction[:, ::-1] != 0, axis=1)
-            counts = np.where(np.any(contraction != 0, axis=1), last, 1).tolist()
-        found.append(tuple((len(list(same)), count) for count, same in groupby(counts)))
-    return tuple(found)
+        counts = primitive_depth(batch.contraction)
+        order = np.argsort(-counts, kind="stable").astype(np.int32)
+        counts = counts[order].tolist()
+        orders.append(order)
+        groups.append(tuple((len(list(same)), count) for count, same in groupby(counts)))
+    return RowPlan(tuple(orders), tuple(groups))
 
 
 def shell_rows(
@@ -144,7 +155,7 @@ def shell_rows(
     apart: list[Float[Array, "natom npoint"]],
     order: int,
     fence: Bool[Array, ""] | None = None,
-    shape: Depths | None = None,
+    depths: Depths | None = None,
 ) -> list[ShellRows]:
     """The rows of each batch.
 
@@ -152,12 +163,14 @@ def shell_rows(
         apart: x, y and z of all points minus all nuclei; their dtype is that of the result.
         order: Highest derivative of R.
         fence: True, though the compiler cannot know it: see `standing`.
-        shape: `depths` of the basis, where they are known better than from its arrays.
+        depths: Of the `RowPlan` that the basis has been ordered by; by default padding counts.
     """
     dtype = apart[0].dtype
+    if depths is None:
+        depths = tuple((batch.contraction.shape,) for batch in basis.batches)
     square = apart[0] ** 2 + apart[1] ** 2 + apart[2] ** 2
     groups = []  # exponents and factors (nprim nshell 1) and atoms of shells of one depth
-    for batch, sizes in zip(basis.batches, shape or depths(basis), strict=True):
+    for batch, sizes in zip(basis.batches, depths, strict=True):
         a, c = jnp.asarray(batch.exponents, dtype), batch.coefficients(dtype)
         start = 0
         for size, nprim in sizes:
@@ -171,7 +184,7 @@ def shell_rows(
     def radial(gaussians):
         left = iter(zip(groups, gaussians, strict=True))
         every = []
-        for sizes in shape or depths(basis):
+        for sizes in depths:
             parts = []
             for _ in sizes:
                 (a, scale, _), g = next(left)

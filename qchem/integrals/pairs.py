@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qchem.basis.layout import Basis
+from qchem.basis.layout import Basis, primitive_depth
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.integrals.coulomb import hermite_powers, nhermite
 from qchem.integrals.hermite import axis_table, product_expansion, product_kinetic
@@ -116,14 +116,6 @@ def _rows_of_class(basis, a, b, first, second, order):
     shell = np.stack([first[pair], second[pair]]).astype(np.int32)
     index = _pair_index(basis, a, b, first, second)[pair]
     return PairRows(a.l, b.l, order, shell, primitive, used, index)
-
-
-def primitive_depth(contraction: Float[Array | np.ndarray, "nshell nprim"]) -> np.ndarray:
-    """Number of primitives of each shell but for padding at the end; all where it is traced."""
-    nshell, nprim = contraction.shape
-    if isinstance(contraction, jax.core.Tracer):
-        return np.full(nshell, nprim)
-    return nprim - np.argmax(np.asarray(contraction)[:, ::-1] != 0, axis=1)
 
 
 def _pair_index(basis, a, b, first, second):

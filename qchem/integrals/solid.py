@@ -18,7 +18,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from qchem.basis.layout import Basis
+from qchem.basis.layout import Basis, primitive_depth
 from qchem.basis.spherical import angular_matrix
 from qchem.chunking import chunked_sum
 from qchem.compilation import platform
@@ -30,7 +30,7 @@ from qchem.integrals.coulomb import (
     nhermite,
     radial_derivatives,
 )
-from qchem.integrals.pairs import Distribution, primitive_depth
+from qchem.integrals.pairs import Distribution
 from qchem.integrals.two_electron import blocks_of, own_rows, tile_bytes
 
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
+from qchem.basis.rows import RowPlan, plan_rows
 from qchem.compilation import platform
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.devices import MOLECULE, Share, mesh_for, spread
@@ -151,6 +152,7 @@ class Method(eqx.Module):
     charges: Float[Array | np.ndarray, " natom"]
     field: Float[Array | np.ndarray, " 3"] | None
     pairs: tuple[PairRows, ...]
+    rows: RowPlan
     fitting: tuple[SolidRows, ...]
     screened: tuple[np.ndarray | Array, np.ndarray | Array]
     dispersion: Dispersion | None
@@ -213,6 +215,7 @@ class Method(eqx.Module):
             charges=np.asarray(numbers, dtype=float),
             field=field,
             pairs=plan_pairs(basis),
+            rows=plan_rows(basis),
             fitting=() if aux is None else plan_solid(aux),
             screened=screened_charges(numbers),
             dispersion=Dispersion.build(terms, numbers, charge) if terms else None,
@@ -399,6 +402,7 @@ class Method(eqx.Module):
                 "storage_bytes": stored_bytes,
                 "ao_dtype": self._short,
                 "mesh": self.mesh,
+                "rows": self.rows,
             }
             parts.append(GridXC(self.functional, self.basis, self.grid, positions, **how))
         if self.nonlocal_grid is not None:

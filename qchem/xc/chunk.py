@@ -49,9 +49,9 @@ class Density(NamedTuple):
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:
             orbitals = self.orbitals[:, order]
-            return Density(orbitals=orbitals if scale is None else orbitals * scale[:, None])
+            return Density(orbitals=orbitals if scale is None else orbitals * scale[None, :, None])
         matrix = self.matrix[:, order[:, None], order[None, :]]
-        return Density(matrix if scale is None else matrix * (scale[:, None] * scale)[None])
+        return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
 
     def applied(self, spin: int, x: Array) -> tuple[Array, Array | None]:
         """D x, and C^T x where there are orbitals."""
@@ -81,7 +81,7 @@ class Placement(NamedTuple):
 def energy_of_chunk(
     formula: Formula,
     ao_dtype: jnp.dtype,
-    shape: Depths,
+    depths: Depths,
     learned: object,
     density: Density,
     placement: Placement,
@@ -101,12 +101,12 @@ def energy_of_chunk(
     Args:
         formula: Of an LDA or GGA.
         ao_dtype: Of AOs and their products.
-        shape: Of the basis.
+        depths: Of the `RowPlan` that the basis has been ordered by.
         learned, density, placement, part: All that may be differentiated.
     """
 
     def plain(learned, density, placement, part):
-        chunk = _Chunk(placement, part, ao_dtype, shape, formula, 0)
+        chunk = _Chunk(placement, part, ao_dtype, depths, formula, 0)
         return chunk.energy(learned, density)
 
     def rule(primals, tangents):
@@ -116,7 +116,7 @@ def energy_of_chunk(
         if sum(moving) > sum(written):
             return jvp_of_moving(plain, primals, tangents)
         *_, placement, part = primals
-        chunk = _Chunk(placement, part, ao_dtype, shape, formula, int(written[-1]))
+        chunk = _Chunk(placement, part, ao_dtype, depths, formula, int(written[-1]))
         value, slopes = chunk.energy_and_slopes(*primals[:2], moved=written[-1])
         tangent = sum(
             jnp.vdot(slope, dot, precision="highest")
@@ -133,8 +133,8 @@ def energy_of_chunk(
 class _Chunk:
     """Rows of the shells at a chunk's points."""
 
-    def __init__(self, placement, part, dtype, shape, formula, more):
-        self.shape = shape
+    def __init__(self, placement, part, dtype, depths, formula, more):
+        self.depths = depths
         self.dtype, self.formula = dtype, formula
         self.placement, self.fence = placement, part.atom[0] >= 0
         self.place = lambda r: Grid(part, placement.adjustment).place(r)
@@ -144,7 +144,7 @@ class _Chunk:
         """r of all atoms, rows of all shells, AOs."""
         placement = self.placement
         apart = coordinates(placement.positions, points, self.dtype)
-        rows = shell_rows(placement.basis, apart, self.order, self.fence, self.shape)
+        rows = shell_rows(placement.basis, apart, self.order, self.fence, self.depths)
         return apart, rows, jnp.concatenate([c for batch in rows for c in batch.columns()])
 
     def _of_density(self, apart, rows, x):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
-from qchem.basis.rows import Depths, ao_of_row, deepest_first, depths, standing
+from qchem.basis.rows import Depths, RowPlan, ao_of_row, plan_rows, standing
 from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
@@ -37,7 +37,7 @@ class GridXC(eqx.Module):
             positions.
         weights: Integration weights of all chunks, bohr³; None likewise.
         mesh: Devices that share the chunks; only energies and matrices meet.
-        shape: How many shells of the basis have how many primitives.
+        depths: How many shells of the basis have how many primitives.
     """
 
     functional: AnyFunctional
@@ -49,7 +49,7 @@ class GridXC(eqx.Module):
     weights: Float[Array, "nchunk chunk"] | None
     ao_dtype: jnp.dtype = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
-    shape: Depths = eqx.field(static=True)
+    depths: Depths = eqx.field(static=True)
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class GridXC(eqx.Module):
         storage_bytes: int = 0,
         ao_dtype: DTypeLike | None = None,
         mesh: Mesh | None = None,
+        rows: RowPlan | None = None,
     ):
         """Integrator at `positions`.
 
@@ -72,10 +73,12 @@ class GridXC(eqx.Module):
                 way, but with stored values they take several times that memory.
             ao_dtype: By default that of the positions.
             mesh: Devices that share the points, along an axis called "molecule".
+            rows: Of the basis; needed where its arrays are traced, for padding not to count.
         """
         self.functional = functional
-        self.basis = basis = deepest_first(basis)
-        self.shape = depths(basis)
+        rows = plan_rows(basis) if rows is None else rows
+        self.basis = basis = rows.ordered(basis)
+        self.depths = rows.depths
         self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
         chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
         self.points = grid.chunks(chunk, ndevice)
@@ -138,7 +141,7 @@ class GridXC(eqx.Module):
         placement = Placement(self.positions, self.basis, self.adjustment)
 
         def of_chunk(params, part):
-            return energy_of_chunk(formula, self.ao_dtype, self.shape, *params, part)
+            return energy_of_chunk(formula, self.ao_dtype, self.depths, *params, part)
 
         return self._sum(of_chunk, (learned, density, placement), self.points)
 
