@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -190,13 +191,15 @@ def _advice(method, nocc, forces, itemsize, available):
     """What would fit."""
 
     def fits(**changes):
-        parts = estimated_bytes(method, nocc, **{"forces": forces, "itemsize": itemsize} | changes)
+        settings = {"method": method, "forces": forces, "itemsize": itemsize} | changes
+        parts = estimated_bytes(nocc=nocc, **settings)
         return sum(parts.values()) <= _MARGIN * available
 
     if forces and fits(forces=False):
         return "the energy alone would fit."
-    if method.mesh is not None and platform() == "cpu":
-        return "fewer cores take less, --cores 1 least."
+    cores = method.mesh is not None and platform() == "cpu"
+    if cores and fits(method=replace(method, mesh=None)):
+        return "on one core (--cores 1, or no mesh) it would fit."
     if method.two_electron == "df":
         if _has_exchange(method):
             return (

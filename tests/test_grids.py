@@ -11,6 +11,7 @@ from pyscf import dft, gto
 from pyscf.dft import radi
 from scipy.spatial import cKDTree
 
+from qchem import grids
 from qchem.errors import InputError
 from qchem.grids import Grid, GridPoints
 from qchem.units import BOHR_IN_ANGSTROM
@@ -218,6 +219,25 @@ def test_derivatives_are_those_of_finite_differences(numbers, positions):
     assert_allclose(jnp.vdot(gradient, step), value_step, rtol=1e-11)
     atol = DERIVATIVE_RTOL * np.abs(measured_gradient).max()
     assert_allclose(gradient_step, measured_gradient, rtol=0, atol=atol)
+
+
+def test_many_atoms_are_taken_a_few_at_a_time(monkeypatch):
+    """Derivatives of the weights, first and second, whatever is held at once."""
+    grid = Grid.from_numbers(HEAVY, sizes=(6, 14))
+    random = np.random.default_rng(4).normal(size=len(grid.reference.quadrature))
+    step = np.random.default_rng(5).normal(size=HEAVY_POSITIONS.shape)
+
+    def derivatives(positions):
+        gradient = jax.grad(lambda r: jnp.vdot(grid.place(r)[1], random))
+        return jax.jvp(gradient, (positions,), (step,))
+
+    together = jax.jit(derivatives)(HEAVY_POSITIONS)
+    assert len(HEAVY) <= 2 * grids._UNROLL
+    monkeypatch.setattr(grids, "_UNROLL", 2)  # three blocks, of which the last is filled up
+    assert len(HEAVY) > 2 * grids._UNROLL
+    for one, other in zip(jax.jit(lambda r: derivatives(r))(HEAVY_POSITIONS), together):
+        assert np.abs(other).max() > 1e-2
+        assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
 
 
 def test_moving_all_atoms_leaves_the_weights():

@@ -56,7 +56,7 @@ def test_cores_share_what_is_large_and_each_has_the_rest():
     for name in one:
         shared = name in ("three-index integrals", "values on the grid")
         assert four[name] == one[name] * (1 if shared else 4) or name == "programs and tiles"
-    with pytest.raises(qchem.NotEnoughMemoryError, match="--cores 1 least"):
+    with pytest.raises(qchem.NotEnoughMemoryError, match="--cores 1, or no mesh"):
         check_memory(replace(alone, mesh=mesh), (5,), available=sum(four.values()) - 1)
 
 

@@ -121,7 +121,7 @@ class GridXC(eqx.Module):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
             values = jax.checkpoint(lambda *x: functional.energy_density(*x))  # hashable
-            values = standing(ao[0][0, 0] < jnp.inf, values, rho, sigma, tau)
+            values = standing(ao[0][0, 0] != jnp.inf, values, rho, sigma, tau)  # NaN goes on
             return jnp.vdot(weights, values, precision="highest")
 
         return self._integrate(term, density.as_matrix())
