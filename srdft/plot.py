@@ -24,9 +24,9 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
 
     Args:
         run: The directory.
-        data: Reference geometries for the histograms.
-        samples: Geometries to compare with them; by default those of the replay buffer that were
-            sampled at the temperature asked for, whatever is trained on.
+        data: Reference geometries for the histograms, of the family that has these atoms.
+        samples: Geometries to compare with them, likewise; by default those of the replay buffer
+            that were sampled at the temperature asked for, whatever is trained on.
 
     Returns:
         The files written.
@@ -39,6 +39,7 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
     metrics = read_metrics(run)
     experiment, model = model_of(run)
     latest = Experiment.from_checkpoint(checkpoint.find(run, checkpoint.LATEST))
+    references, sampled = (_by_family(path, experiment.families) for path in (data, samples))
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     written = []
@@ -50,15 +51,14 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
     several = len(experiment.families) > 1
     for index, family in enumerate(experiment.families):
         suffix = f"_{family.name}" if several else ""
-        start, reference = np.asarray(latest.state.given[index][0]), None
-        if data is not None and not several:
-            reference = load_frames(data, charge=family.charge, multiplicity=family.multiplicity)
-            reference = reference.ordered_as(family.numbers, str(data)).bonded_as(start)
+        start, reference = np.asarray(latest.state.given[index][0]), references[index]
+        if reference is not None:
+            reference = reference.bonded_as(start)
         if any(line.get("chain_energy") for line in metrics):
             path = folder / f"energies{suffix}.png"
             temperatures = latest.trainer.samplers[index].temperatures
             written.append(_draw(path, _energies, metrics, index, temperatures))
-        frames = _samples(latest, index, None if several else samples)
+        frames = _samples(latest, index) if sampled[index] is None else sampled[index]
         if frames.n:
             path = folder / f"coordinates{suffix}.png"
             written.append(_draw(path, _coordinates, frames, reference, start))
@@ -67,11 +67,23 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
     return written
 
 
-def _samples(experiment, index, path):
+def _by_family(path, families):
+    """The frames of a file for each family whose atoms they have; None for others."""
+    found, errors = [], []
+    for family in families if path is not None else ():
+        try:
+            frames = load_frames(path, charge=family.charge, multiplicity=family.multiplicity)
+            found.append(frames.ordered_as(family.numbers, str(path)))
+        except InputError as error:
+            found.append(None)
+            errors.append(error)
+    if errors and len(errors) == len(families):
+        raise errors[0]
+    return found or [None] * len(families)
+
+
+def _samples(experiment, index):
     family = experiment.families[index]
-    if path is not None:
-        frames = load_frames(path, charge=family.charge, multiplicity=family.multiplicity)
-        return frames.ordered_as(family.numbers, str(path))
     buffer, settings = experiment.state.samples[index].buffer, experiment.config.sampler
     pushed = np.arange(int(buffer.pushed))[-buffer.capacity :]
     if settings.keep_hot:  # chains of the first temperature come first in every turn

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qchem import BOHR_IN_ANGSTROM
+from qchem import BOHR_IN_ANGSTROM, InputError
 from qchem.command import versions
 from srdft import checkpoint, cli, plot, sampling
 from srdft.config import Config, SamplerConfig, load_config
@@ -171,6 +171,19 @@ def test_plots_are_drawn(trained, capsys):
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
+def test_files_belong_to_the_family_that_has_their_atoms(tmp_path):
+    path = write_xyz(tmp_path / "h2.xyz", [0.7, 0.8])
+    hydrogen, water = (
+        SimpleNamespace(numbers=numbers, charge=0, multiplicity=1)
+        for numbers in ((1, 1), (8, 1, 1))
+    )
+    first, second = plot._by_family(path, [water, hydrogen])
+    assert first is None and second.n == 2
+    assert plot._by_family(None, [water, hydrogen]) == [None, None]
+    with pytest.raises(InputError, match="another molecule: H H instead of O H H"):
+        plot._by_family(path, [water])
+
+
 def test_histograms_leave_out_what_hot_chains_have_sampled():
     buffer = ReplayBuffer.empty(10, 1, float)
     for turn in range(4):  # 16 geometries; the first six have made room
@@ -186,7 +199,7 @@ def test_histograms_leave_out_what_hot_chains_have_sampled():
         experiment = SimpleNamespace(
             state=state, config=config, families=[SimpleNamespace(numbers=(1,))]
         )
-        frames = plot._samples(experiment, 0, None)
+        frames = plot._samples(experiment, 0)
         assert frames.positions[:, 0, 0].tolist() == expected
 
 
