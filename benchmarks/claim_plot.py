@@ -1,4 +1,4 @@
-"""The picture of `benchmarks/claim.py`: error against energy evaluations and against wall time."""
+"""The picture of `benchmarks/claim.py`: error against energy evaluations and against time."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.report import ROOT
 
-AXES = (("evaluations", "energy evaluations"), ("wall_s", "wall time, s"))
+AXES = (("evaluations", "energy evaluations"), ("time_s", "time, s"))
 FRAMES = (("near", "at 500 K"), ("far", "far from equilibrium"))
 
 
@@ -30,7 +30,7 @@ def draw(results: Path, path: Path = PICTURE) -> Path:
     for run in json.loads(results.read_text()):
         for row in run["rows"]:
             if "curve" in row:
-                family = f"{row['molecule']}, {row['xc']}/{row['basis']}"
+                family = f"{row['molecule']}, {row['xc']}/{row['basis']}, {row['clock']} time"
                 rows.setdefault(family, {}).setdefault(row["arm"], {})[row["seed"]] = row["curve"]
     shape = (len(rows), len(AXES) * len(FRAMES))
     size = 3.4 * shape[1], 3.0 * shape[0] + 0.6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -126,7 +126,8 @@ def errors_of(experiment: Experiment, frames: Collected) -> Errors:
 def train(
     trainer: Trainer, state: TrainState, arm: Arm, options: Options, errors: Errors
 ) -> dict[str, Any]:
-    """One row: an arm with a seed, until wall time and evaluations are both spent."""
+    """One row: an arm with a seed, until time and evaluations are both spent."""
+    clock = process_time if options.clock == "processor" else perf_counter
     schedule, plan = Interleaved(trainer), trainer.plan
     of_step, of_turn = 2 * plan.batch, options.chains * (plan.transitions + 2)
     seconds = {"step": 0.0, "turn": 0.0}
@@ -135,16 +136,16 @@ def train(
     acceptance = None
     due = options.seconds / 16
     while True:
-        wall, evaluations = sum(seconds.values()), steps * of_step + turns * of_turn
-        enough = evaluations >= options.evaluations or wall > options.patience * options.seconds
-        done = wall >= options.seconds and enough
-        if done or not records or wall >= due:
-            here = {"wall_s": wall, "evaluations": evaluations, "steps": steps}
+        elapsed, evaluations = sum(seconds.values()), steps * of_step + turns * of_turn
+        enough = evaluations >= options.evaluations or elapsed > options.patience * options.seconds
+        done = elapsed >= options.seconds and enough
+        if done or not records or elapsed >= due:
+            here = {"time_s": elapsed, "evaluations": evaluations, "steps": steps}
             records.append(here | errors(state.model))
-            due = max(2 * due, wall)
+            due = max(2 * due, elapsed)
         if done:
             break
-        start = perf_counter()
+        start = clock()
         if arm.chains != "none":
             if arm.chains == "reference":
                 key = jax.random.fold_in(jax.random.key(plan.seed), steps)
@@ -153,10 +154,10 @@ def train(
             state, turned = jax.block_until_ready(schedule.before_step(state, None))
             if turned is not None:
                 turns, acceptance = turns + 1, float(np.mean(turned.info[0].acceptance))
-                seconds["turn"] += perf_counter() - start
-        start = perf_counter()
+                seconds["turn"] += clock() - start
+        start = clock()
         state, _ = jax.block_until_ready(trainer.take_step(state))
-        seconds["step"] += perf_counter() - start
+        seconds["step"] += clock() - start
         steps += 1
     chains = state.samples[0].chains
     kept = turns * options.chains
