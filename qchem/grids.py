@@ -32,7 +32,8 @@ _ANGULAR_ORDER = (
     (41, 47, 47, 47), (47, 53, 53, 53), (53, 59, 59, 59), (59, 59, 59, 59), (65, 65, 65, 65),
 )
 _LAST_OF_PERIOD = (2, 10, 18)
-_UNROLL = 8  # factors of a cell that are multiplied at once
+_NEAR = 12  # atoms that decide whether a cell has any part of the points
+_NEGLIGIBLE = 1e-20  # share of a point
 
 # V. I. Lebedev, D. N. Laikov, Doklady Mathematics 59, 477 (1999): algebraic order -> points.
 _LEBEDEV_ORDERS = (*range(3, 32, 2), *range(35, 132, 6))
@@ -312,55 +313,69 @@ def _cell_share(
 
 @_cell_share.defjvp
 def _cell_share_jvp(primals, tangents):
-    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij), ordered for few passes.
+    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij).
 
-    The sum over the pairs is done here, forward, so that its transpose is a product with small
-    matrices. The pair matrix is antisymmetric; the adjustment is constant. Many atoms are taken a
-    few rows of pairs at a time, and those are made again in reverse.
+    The sum over the pairs is done here, forward, one atom i after another, whose pairs are made
+    again in reverse; the adjustment is constant. Atoms that have no share of the points are passed
+    over.
     """
     distance, inverse_separation, adjustment, atom = primals
     distance_dot, inverse_separation_dot = tangents[:2]
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
 
-    def of_rows(rows):
-        """The part of some of the atoms i."""
-        here, here_dot, lead_here, inverse, inverse_dot, a = rows
-        inverse, a = inverse[:, :, None], a[:, :, None]
-        mu, nu = _border_coordinate(here[:, None, :], distance[None, :, :], inverse, a)
-        high, low = _log_slope(1 - nu)
-        high_back, low_back = _log_slope(1 + nu)
-        pull = lead_here[:, None, :] * high * low_back - lead[None, :, :] * high_back * low
-        pull = pull * ((1 - 2 * a * mu) / (low * low_back))
-        by_distance = jnp.einsum("ijp,ij->ip", pull, inverse[:, :, 0], precision="highest")
-        by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_dot, precision="highest")
-        return jnp.sum(by_distance * here_dot + by_separation * here, axis=0)
+    def of_cell(row):
+        """The part of the pairs (i, j) of one atom i."""
+        here, here_dot, lead_here, inverse, inverse_dot, a = row
+        mu, nu = _border_coordinate(here[None], distance, inverse[:, None], a[:, None])
+        numerator, denominator = _log_slope(1 - nu)
+        pull = lead_here[None] * (1 - 2 * a[:, None] * mu) * numerator / denominator
+        by_separation = jnp.dot(inverse_dot, pull * (here[None] - distance), precision="highest")
+        scaled = pull * inverse[:, None]
+        by_here = jnp.dot(jnp.ones_like(inverse), scaled, precision="highest")
+        return by_separation + by_here * here_dot - jnp.sum(scaled * distance_dot, axis=0)
+
+    def add(change, row):
+        if len(distance) <= 2 * _NEAR:
+            return change + of_cell(row), None
+        counts = jnp.any(jnp.abs(row[2]) > _NEGLIGIBLE)
+        return change + jax.lax.cond(counts, of_cell, lambda _: jnp.zeros_like(share), row), None
 
     rows = distance, distance_dot, lead, inverse_separation, inverse_separation_dot, adjustment
-    natom = len(distance)
-    if natom <= 2 * _UNROLL:
-        return share, share * of_rows(rows)
-    more = -natom % _UNROLL
-    blocks = [jnp.pad(x, ((0, more), (0, 0))).reshape(-1, _UNROLL, x.shape[1]) for x in rows]
-    step = jax.checkpoint(lambda change, rows: (change + of_rows(rows), None))
-    change, _ = jax.lax.scan(step, jnp.zeros_like(share), tuple(blocks))
+    change, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(share), rows)
     return share, share * change
 
 
 def _partition(distance, inverse_separation, adjustment, atom):
-    """Share of the own atom, and own_i - share_i for every atom i."""
+    """Share of the own atom, and own_i - share_i for every atom i.
 
-    def times(cell, other):
+    Of many atoms those nearest to the points are multiplied first; where they leave nothing of a
+    cell, to rounding, the others are spared.
+    """
+
+    def product(here, there, inverse, a):
         # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
-        there, *constants = other
-        _, nu = _border_coordinate(distance, there[None], *(x[:, None] for x in constants))
+        _, nu = _border_coordinate(here[None], there, inverse[:, None], a[:, None])
         y = 1 - nu
         for _ in range(3):
             y = 0.5 * y * y * (3 - y)
-        return cell * (0.5 * y), None
+        return jnp.prod(0.5 * y, axis=0)
 
-    # One atom after another: a product over an axis takes several times as long.
-    others = distance, inverse_separation.T, adjustment.T
-    cell = jax.lax.scan(times, jnp.ones_like(distance), others, unroll=_UNROLL)[0]
+    others = distance, inverse_separation, adjustment
+    if len(distance) <= 2 * _NEAR:
+        cell = jax.lax.map(lambda row: product(row[0], distance, *row[1:]), others)
+    else:
+        order = jnp.argsort(jnp.sum(distance, axis=1))
+        there, rows = distance[order], (distance, *(x[:, order] for x in others[1:]))
+        # No sum of cells is less than one of them.
+        least = _NEGLIGIBLE * product(there[0], there, *(x[order[0]] for x in rows[1:]))
+
+        def of_atom(row):
+            here, *pairs = row
+            near = product(here, there[:_NEAR], *(x[:_NEAR] for x in pairs))
+            far = lambda: near * product(here, there[_NEAR:], *(x[_NEAR:] for x in pairs))  # noqa: E731
+            return jax.lax.cond(jnp.any(near > least), far, lambda: jnp.zeros_like(near))
+
+        cell = jax.lax.map(of_atom, rows)
     shares = cell / jnp.maximum(jnp.sum(cell, axis=0), jnp.finfo(cell.dtype).tiny)[None, :]
     own = jax.nn.one_hot(atom, cell.shape[0], dtype=cell.dtype, axis=0)
     return jnp.sum(own * shares, axis=0), own - shares
