@@ -34,6 +34,8 @@ _ANGULAR_ORDER = (
 _LAST_OF_PERIOD = (2, 10, 18)
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
+_AROUND = 12.0  # bohr around the nuclei where points lie close together
+_CURVE_BITS = 8  # per axis
 
 # V. I. Lebedev, D. N. Laikov, Doklady Mathematics 59, 477 (1999): algebraic order -> points.
 _LEBEDEV_ORDERS = (*range(3, 32, 2), *range(35, 132, 6))
@@ -143,6 +145,25 @@ class Grid(eqx.Module):
         real = (np.arange(nchunk * size) < npoint).astype(quadrature.dtype)
         filled = GridPoints(atom, offsets, quadrature * real)
         return jax.tree.map(lambda x: x.reshape(nchunk, size, *x.shape[1:]), filled)
+
+    def along_curve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> "Grid":
+        """The same points in the order of Morton's curve through space.
+
+        Neighbours in this order are neighbours in space, whatever atoms carry them.
+        """
+        positions = jax.lax.stop_gradient(jnp.asarray(positions))
+        points = positions[self.reference.atom] + self.reference.offsets.astype(positions.dtype)
+        # The curve goes through the molecule; far points have the places at its ends.
+        low, high = jnp.min(positions, axis=0) - _AROUND, jnp.max(positions, axis=0) + _AROUND
+        cells = 2**_CURVE_BITS
+        scaled = cells * (points - low[None]) / jnp.max(high - low)
+        cell = jnp.clip(scaled, 0, cells - 1).astype(jnp.int32)
+        place = jnp.zeros(len(points), jnp.int32)
+        for bit in range(_CURVE_BITS):
+            for axis in range(3):
+                place = place | (((cell[:, axis] >> bit) & 1) << (3 * bit + axis))
+        order = jnp.argsort(place)
+        return Grid(jax.tree.map(lambda x: jnp.asarray(x)[order], self.reference), self.adjustment)
 
     def place(
         self, positions: Float[Array | np.ndarray, "natom 3"], part: GridPoints | None = None
