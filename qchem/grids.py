@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qchem.compilation import platform
 from qchem.errors import InputError
 from qchem.molecule import SYMBOLS
 from qchem.units import BOHR_IN_ANGSTROM
@@ -34,6 +35,7 @@ _ANGULAR_ORDER = (
 _LAST_OF_PERIOD = (2, 10, 18)
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
+_BLOCK = 256  # points taken at once, of many atoms
 _AROUND = 12.0  # bohr around the nuclei where points lie close together
 _CURVE_BITS = 8  # per axis
 
@@ -170,8 +172,8 @@ class Grid(eqx.Module):
     ) -> tuple[Float[Array, "npoint 3"], Float[Array, "npoint"]]:
         """Points and weights at one geometry, differentiable in the positions.
 
-        Values and derivatives need a few arrays of (points) x (atoms), derivatives also one or two
-        of (points) x (at most 16 atoms) x (atoms): give the points in parts to bound the memory.
+        Values and derivatives need a few arrays of (points) x (atoms): give the points in parts to
+        bound the memory.
 
         Args:
             positions: Nuclei, bohr. Their dtype decides.
@@ -185,13 +187,18 @@ class Grid(eqx.Module):
         dtype = positions.dtype
         atom = jnp.asarray(part.atom)
         points = positions[atom] + jnp.asarray(part.offsets, dtype)
-        share = _cell_share(
-            _distances(positions, points),
-            _inverse(_distances(positions, positions)),
-            jnp.asarray(self.adjustment, dtype),
-            atom,
-        )
-        return points, jnp.asarray(part.quadrature, dtype) * share
+        inverse_separation = _inverse(_distances(positions, positions))
+        adjustment = jnp.asarray(self.adjustment, dtype)
+
+        def share(points, atom):
+            return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
+
+        blocks = _blocks(len(positions), len(atom))
+        if blocks == 1:
+            return points, jnp.asarray(part.quadrature, dtype) * share(points, atom)
+        parts = points.reshape(blocks, -1, 3), atom.reshape(blocks, -1)
+        shares = jax.lax.map(lambda x: share(*x), parts).reshape(-1)
+        return points, jnp.asarray(part.quadrature, dtype) * shares
 
 
 def period_of(number: int) -> int:
@@ -302,6 +309,12 @@ def _adjustment(numbers):
     radius = np.sqrt(np.array([_BRAGG_RADIUS[number - 1] for number in numbers]))
     ratio = radius[:, None] / radius[None, :]
     return np.clip(0.25 * (ratio.T - ratio), -0.5, 0.5)
+
+
+def _blocks(natom, npoint):
+    """Parts that many points are taken in: few have their arrays in the cache of a core."""
+    many = natom > 2 * _NEAR and npoint % _BLOCK == 0 and platform() == "cpu"
+    return npoint // _BLOCK if many else 1
 
 
 def _distances(a, b):
