@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -69,8 +68,7 @@ def _radii(batch: ShellBatch) -> Float[np.ndarray, "_"]:
     ):
         return np.full(len(batch.atom), np.inf)
     a = np.asarray(batch.exponents, float)[:, :, None]
-    with jax.ensure_compile_time_eval():
-        c = np.abs(np.asarray(batch.coefficients(jnp.float32), float))[:, :, None]
+    c = np.abs(batch.coefficients(np.float64, np))[:, :, None]
     depth = primitive_depth(batch.contraction)[:, None]
     widest = np.where(np.arange(a.shape[1])[None] < depth, a[:, :, 0], np.inf).min(axis=1)
     r = np.linspace(0, 12, 600)[None, None] / np.sqrt(widest)[:, None, None]
