@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qchem.compilation import platform
 from qchem.errors import InputError
 from qchem.molecule import SYMBOLS
 from qchem.units import BOHR_IN_ANGSTROM
@@ -32,7 +33,11 @@ _ANGULAR_ORDER = (
     (41, 47, 47, 47), (47, 53, 53, 53), (53, 59, 59, 59), (59, 59, 59, 59), (65, 65, 65, 65),
 )
 _LAST_OF_PERIOD = (2, 10, 18)
-_UNROLL = 8  # factors of a cell that are multiplied at once
+_NEAR = 12  # atoms that decide whether a cell has any part of the points
+_NEGLIGIBLE = 1e-20  # share of a point
+_BLOCK = 256  # points taken at once, of many atoms
+_AROUND = 12.0  # bohr around the nuclei where points lie close together
+_CURVE_BITS = 8  # per axis
 
 # V. I. Lebedev, D. N. Laikov, Doklady Mathematics 59, 477 (1999): algebraic order -> points.
 _LEBEDEV_ORDERS = (*range(3, 32, 2), *range(35, 132, 6))
@@ -143,13 +148,32 @@ class Grid(eqx.Module):
         filled = GridPoints(atom, offsets, quadrature * real)
         return jax.tree.map(lambda x: x.reshape(nchunk, size, *x.shape[1:]), filled)
 
+    def along_curve(self, positions: Float[Array | np.ndarray, "natom 3"]) -> "Grid":
+        """The same points in the order of Morton's curve through space.
+
+        Neighbours in this order are neighbours in space, whatever atoms carry them.
+        """
+        positions = jax.lax.stop_gradient(jnp.asarray(positions))
+        points = positions[self.reference.atom] + self.reference.offsets.astype(positions.dtype)
+        # The curve goes through the molecule; far points have the places at its ends.
+        low, high = jnp.min(positions, axis=0) - _AROUND, jnp.max(positions, axis=0) + _AROUND
+        cells = 2**_CURVE_BITS
+        scaled = cells * (points - low[None]) / jnp.max(high - low)
+        cell = jnp.clip(scaled, 0, cells - 1).astype(jnp.int32)
+        place = jnp.zeros(len(points), jnp.int32)
+        for bit in range(_CURVE_BITS):
+            for axis in range(3):
+                place = place | (((cell[:, axis] >> bit) & 1) << (3 * bit + axis))
+        order = jnp.argsort(place)
+        return Grid(jax.tree.map(lambda x: jnp.asarray(x)[order], self.reference), self.adjustment)
+
     def place(
         self, positions: Float[Array | np.ndarray, "natom 3"], part: GridPoints | None = None
     ) -> tuple[Float[Array, "npoint 3"], Float[Array, "npoint"]]:
         """Points and weights at one geometry, differentiable in the positions.
 
-        Values and derivatives need a few arrays of (points) x (atoms), derivatives also one or two
-        of (points) x (at most 16 atoms) x (atoms): give the points in parts to bound the memory.
+        Values and derivatives need a few arrays of (points) x (atoms): give the points in parts to
+        bound the memory.
 
         Args:
             positions: Nuclei, bohr. Their dtype decides.
@@ -163,13 +187,18 @@ class Grid(eqx.Module):
         dtype = positions.dtype
         atom = jnp.asarray(part.atom)
         points = positions[atom] + jnp.asarray(part.offsets, dtype)
-        share = _cell_share(
-            _distances(positions, points),
-            _inverse(_distances(positions, positions)),
-            jnp.asarray(self.adjustment, dtype),
-            atom,
-        )
-        return points, jnp.asarray(part.quadrature, dtype) * share
+        inverse_separation = _inverse(_distances(positions, positions))
+        adjustment = jnp.asarray(self.adjustment, dtype)
+
+        def share(points, atom):
+            return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
+
+        blocks = _blocks(len(positions), len(atom))
+        if blocks == 1:
+            return points, jnp.asarray(part.quadrature, dtype) * share(points, atom)
+        parts = points.reshape(blocks, -1, 3), atom.reshape(blocks, -1)
+        shares = jax.lax.map(lambda x: share(*x), parts).reshape(-1)
+        return points, jnp.asarray(part.quadrature, dtype) * shares
 
 
 def period_of(number: int) -> int:
@@ -282,6 +311,12 @@ def _adjustment(numbers):
     return np.clip(0.25 * (ratio.T - ratio), -0.5, 0.5)
 
 
+def _blocks(natom, npoint):
+    """Parts that many points are taken in: few have their arrays in the cache of a core."""
+    many = natom > 2 * _NEAR and npoint % _BLOCK == 0 and platform() == "cpu"
+    return npoint // _BLOCK if many else 1
+
+
 def _distances(a, b):
     """|a_i - b_p|; where it vanishes its derivative is 0."""
     # Component by component: a sum over an axis of three costs as much as all the rest.
@@ -312,55 +347,69 @@ def _cell_share(
 
 @_cell_share.defjvp
 def _cell_share_jvp(primals, tangents):
-    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij), ordered for few passes.
+    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij).
 
-    The sum over the pairs is done here, forward, so that its transpose is a product with small
-    matrices. The pair matrix is antisymmetric; the adjustment is constant. Many atoms are taken a
-    few rows of pairs at a time, and those are made again in reverse.
+    The sum over the pairs is done here, forward, one atom i after another, whose pairs are made
+    again in reverse; the adjustment is constant. Atoms that have no share of the points are passed
+    over.
     """
     distance, inverse_separation, adjustment, atom = primals
     distance_dot, inverse_separation_dot = tangents[:2]
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
 
-    def of_rows(rows):
-        """The part of some of the atoms i."""
-        here, here_dot, lead_here, inverse, inverse_dot, a = rows
-        inverse, a = inverse[:, :, None], a[:, :, None]
-        mu, nu = _border_coordinate(here[:, None, :], distance[None, :, :], inverse, a)
-        high, low = _log_slope(1 - nu)
-        high_back, low_back = _log_slope(1 + nu)
-        pull = lead_here[:, None, :] * high * low_back - lead[None, :, :] * high_back * low
-        pull = pull * ((1 - 2 * a * mu) / (low * low_back))
-        by_distance = jnp.einsum("ijp,ij->ip", pull, inverse[:, :, 0], precision="highest")
-        by_separation = jnp.einsum("ijp,ij->ip", pull, inverse_dot, precision="highest")
-        return jnp.sum(by_distance * here_dot + by_separation * here, axis=0)
+    def of_cell(row):
+        """The part of the pairs (i, j) of one atom i."""
+        here, here_dot, lead_here, inverse, inverse_dot, a = row
+        mu, nu = _border_coordinate(here[None], distance, inverse[:, None], a[:, None])
+        numerator, denominator = _log_slope(1 - nu)
+        pull = lead_here[None] * (1 - 2 * a[:, None] * mu) * numerator / denominator
+        by_separation = jnp.dot(inverse_dot, pull * (here[None] - distance), precision="highest")
+        scaled = pull * inverse[:, None]
+        by_here = jnp.dot(jnp.ones_like(inverse), scaled, precision="highest")
+        return by_separation + by_here * here_dot - jnp.sum(scaled * distance_dot, axis=0)
+
+    def add(change, row):
+        if len(distance) <= 2 * _NEAR:
+            return change + of_cell(row), None
+        counts = jnp.any(jnp.abs(row[2]) > _NEGLIGIBLE)
+        return change + jax.lax.cond(counts, of_cell, lambda _: jnp.zeros_like(share), row), None
 
     rows = distance, distance_dot, lead, inverse_separation, inverse_separation_dot, adjustment
-    natom = len(distance)
-    if natom <= 2 * _UNROLL:
-        return share, share * of_rows(rows)
-    more = -natom % _UNROLL
-    blocks = [jnp.pad(x, ((0, more), (0, 0))).reshape(-1, _UNROLL, x.shape[1]) for x in rows]
-    step = jax.checkpoint(lambda change, rows: (change + of_rows(rows), None))
-    change, _ = jax.lax.scan(step, jnp.zeros_like(share), tuple(blocks))
+    change, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(share), rows)
     return share, share * change
 
 
 def _partition(distance, inverse_separation, adjustment, atom):
-    """Share of the own atom, and own_i - share_i for every atom i."""
+    """Share of the own atom, and own_i - share_i for every atom i.
 
-    def times(cell, other):
+    Of many atoms those nearest to the points are multiplied first; where they leave nothing of a
+    cell, to rounding, the others are spared.
+    """
+
+    def product(here, there, inverse, a):
         # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
-        there, *constants = other
-        _, nu = _border_coordinate(distance, there[None], *(x[:, None] for x in constants))
+        _, nu = _border_coordinate(here[None], there, inverse[:, None], a[:, None])
         y = 1 - nu
         for _ in range(3):
             y = 0.5 * y * y * (3 - y)
-        return cell * (0.5 * y), None
+        return jnp.prod(0.5 * y, axis=0)
 
-    # One atom after another: a product over an axis takes several times as long.
-    others = distance, inverse_separation.T, adjustment.T
-    cell = jax.lax.scan(times, jnp.ones_like(distance), others, unroll=_UNROLL)[0]
+    others = distance, inverse_separation, adjustment
+    if len(distance) <= 2 * _NEAR:
+        cell = jax.lax.map(lambda row: product(row[0], distance, *row[1:]), others)
+    else:
+        order = jnp.argsort(jnp.sum(distance, axis=1))
+        there, rows = distance[order], (distance, *(x[:, order] for x in others[1:]))
+        # No sum of cells is less than one of them.
+        least = _NEGLIGIBLE * product(there[0], there, *(x[order[0]] for x in rows[1:]))
+
+        def of_atom(row):
+            here, *pairs = row
+            near = product(here, there[:_NEAR], *(x[:_NEAR] for x in pairs))
+            far = lambda: near * product(here, there[_NEAR:], *(x[_NEAR:] for x in pairs))  # noqa: E731
+            return jax.lax.cond(jnp.any(near > least), far, lambda: jnp.zeros_like(near))
+
+        cell = jax.lax.map(of_atom, rows)
     shares = cell / jnp.maximum(jnp.sum(cell, axis=0), jnp.finfo(cell.dtype).tiny)[None, :]
     own = jax.nn.one_hot(atom, cell.shape[0], dtype=cell.dtype, axis=0)
     return jnp.sum(own * shares, axis=0), own - shares

@@ -221,21 +221,31 @@ def test_derivatives_are_those_of_finite_differences(numbers, positions):
     assert_allclose(gradient_step, measured_gradient, rtol=0, atol=atol)
 
 
-def test_many_atoms_are_taken_a_few_at_a_time(monkeypatch):
-    """Derivatives of the weights, first and second, whatever is held at once."""
-    grid = Grid.from_numbers(HEAVY, sizes=(6, 14))
-    random = np.random.default_rng(4).normal(size=len(grid.reference.quadrature))
-    step = np.random.default_rng(5).normal(size=HEAVY_POSITIONS.shape)
+def test_cells_without_a_share_are_passed_over(monkeypatch):
+    """Weights and their derivatives, first and second, of points near one atom of a chain."""
+    chain = np.random.default_rng(3).normal(scale=0.3, size=(7, 3))
+    chain[:, 2] += 3.0 * np.arange(7)
+    grid = Grid.from_numbers((6,) * 7, sizes=(12, 14))
+    part = jax.tree.map(lambda x: x[:100], grid.reference)
+    random = np.random.default_rng(4).normal(size=len(part.quadrature))
+    step = np.random.default_rng(5).normal(size=chain.shape)
 
     def derivatives(positions):
-        gradient = jax.grad(lambda r: jnp.vdot(grid.place(r)[1], random))
-        return jax.jvp(gradient, (positions,), (step,))
+        gradient = jax.grad(lambda r: jnp.vdot(grid.place(r, part)[1], random))
+        return grid.place(positions, part)[1], *jax.jvp(gradient, (positions,), (step,))
 
-    together = jax.jit(derivatives)(HEAVY_POSITIONS)
-    assert len(HEAVY) <= 2 * grids._UNROLL
-    monkeypatch.setattr(grids, "_UNROLL", 2)  # three blocks, of which the last is filled up
-    assert len(HEAVY) > 2 * grids._UNROLL
-    for one, other in zip(jax.jit(lambda r: derivatives(r))(HEAVY_POSITIONS), together):
+    def shares():
+        distance = grids._distances(chain, chain[part.atom] + part.offsets)
+        inverse = grids._inverse(grids._distances(chain, chain))
+        own = (np.arange(len(chain))[:, None] == part.atom[None]).astype(float)
+        return own - grids._partition(distance, inverse, grid.adjustment, part.atom)[1]
+
+    assert len(chain) <= 2 * grids._NEAR and np.all(shares().max(axis=1) > 0)
+    together = jax.jit(lambda r: derivatives(r))(chain)
+    monkeypatch.setattr(grids, "_NEAR", 3)
+    assert 1 <= np.sum(~np.any(shares(), axis=1)) < len(chain)  # passed over
+    screened = jax.jit(lambda r: derivatives(r))(chain)
+    for one, other in zip(screened, together, strict=True):
         assert np.abs(other).max() > 1e-2
         assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import gamma
 from os import PathLike
+from types import ModuleType
 
 import equinox as eqx
 import jax
@@ -32,21 +33,28 @@ class ShellBatch(eqx.Module):
     atom: Int[Array | np.ndarray, "nshell"]
     ao: Int[Array | np.ndarray, "nshell"]
 
-    def coefficients(self, dtype: DTypeLike) -> Float[Array, "nshell nprim"]:
+    def coefficients(
+        self, dtype: DTypeLike, xp: ModuleType = jnp
+    ) -> Float[Array | np.ndarray, "nshell nprim"]:
         """Factors of r^l exp(-a r²) that make ∫ (r^l R)² r² dr = 1 for primitives and contraction.
 
         The published coefficients refer to normalized primitives; their sum is normalized again,
         as PySCF does, whatever norm was published. The overlap of two normalized primitives is
         (2 √(ab) / (a + b))^(l + 3/2).
+
+        Args:
+            dtype: Of the result.
+            xp: NumPy on the host, where JAX would compile each step.
         """
-        a = jnp.asarray(self.exponents, dtype)
-        c = jnp.asarray(self.contraction, dtype)
+        a = xp.asarray(self.exponents, dtype)
+        c = xp.asarray(self.contraction, dtype)
         power = self.l + 1.5
-        overlap = (2 * jnp.sqrt(a[:, :, None] * a[:, None, :])) / (a[:, :, None] + a[:, None, :])
-        norm2 = jnp.einsum("np,npq,nq->n", c, overlap**power, c, precision="highest")
-        norm2 = jnp.where(norm2 > 0, norm2, 1)  # a shell of padding alone stays zero
-        primitive = jnp.sqrt(2 * (2 * a) ** power / gamma(power))
-        return c * primitive / jnp.sqrt(norm2)[:, None]
+        overlap = (2 * xp.sqrt(a[:, :, None] * a[:, None, :])) / (a[:, :, None] + a[:, None, :])
+        how = {"precision": "highest"} if xp is jnp else {}
+        norm2 = xp.einsum("np,npq,nq->n", c, overlap**power, c, **how)
+        norm2 = xp.where(norm2 > 0, norm2, 1)  # a shell of padding alone stays zero
+        primitive = xp.sqrt(2 * (2 * a) ** power / gamma(power))
+        return c * primitive / xp.sqrt(norm2)[:, None]
 
 
 class Basis(eqx.Module):

@@ -16,8 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from qchem.basis.evaluate import jvp_of_moving
 from qchem.basis.layout import Basis
-from qchem.basis.rows import Depths, coordinates, shell_rows, standing, summed, times
+from qchem.basis.reach import Depths, Reach
+from qchem.basis.rows import coordinates, shell_rows, standing, summed, times
 from qchem.grids import Grid, GridPoints
+
+from .screening import over_reaching
 
 
 class Formula(NamedTuple):
@@ -53,6 +56,15 @@ class Density(NamedTuple):
         matrix = self.matrix[:, order[:, None], order[None, :]]
         return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
 
+    def scattered(self, x: Array, rows: Int[Array, " nrow"] | None) -> Array:
+        """An array of the form of these AOs from one of some of them, zero for the others."""
+        if rows is None:
+            return x
+        if self.orbitals is not None:
+            return jnp.zeros(self.orbitals.shape, x.dtype).at[:, rows].set(x, unique_indices=True)
+        empty = jnp.zeros(self.matrix.shape, x.dtype)
+        return empty.at[:, rows[:, None], rows[None, :]].set(x, unique_indices=True)
+
     def applied(self, spin: int, x: Array) -> tuple[Array, Array | None]:
         """D x, and C^T x where there are orbitals."""
         if self.orbitals is None:
@@ -76,6 +88,7 @@ class Placement(NamedTuple):
     positions: Float[Array, "natom 3"]
     basis: Basis
     adjustment: Float[Array, "natom natom"]
+    reach: Reach
 
 
 def energy_of_chunk(
@@ -105,9 +118,20 @@ def energy_of_chunk(
         learned, density, placement, part: All that may be differentiated.
     """
 
-    def plain(learned, density, placement, part):
-        chunk = _Chunk(placement, part, ao_dtype, depths, formula, 0)
-        return chunk.energy(learned, density)
+    def over_shells(function, density, placement, part, more):
+        """The function of a chunk, of the part of the density and of that part's rows."""
+
+        def of_shells(shells):
+            chunk = _Chunk(placement, part, ao_dtype, shells, formula, more)
+            own = density if shells.rows is None else density.in_columns(shells.rows, None)
+            return function(chunk, own, shells.rows)
+
+        positions, basis, _, reach = placement
+        points = positions[part.atom] + part.offsets.astype(positions.dtype)
+        return over_reaching(of_shells, basis, depths, reach, positions, points)
+
+    def plain(learned, density, *where):
+        return over_shells(lambda chunk, own, _: chunk.energy(learned, own), density, *where, 0)
 
     def rule(primals, tangents):
         moving = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents)]
@@ -115,9 +139,13 @@ def energy_of_chunk(
         written = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(known)]
         if sum(moving) > sum(written):
             return jvp_of_moving(plain, primals, tangents)
-        *_, placement, part = primals
-        chunk = _Chunk(placement, part, ao_dtype, depths, formula, int(written[-1]))
-        value, slopes = chunk.energy_and_slopes(*primals[:2], moved=written[-1])
+        learned, density, *where = primals
+
+        def energy_and_slopes(chunk, own, rows):
+            value, (slope, by_place) = chunk.energy_and_slopes(learned, own, moved=written[-1])
+            return value, [density.scattered(slope, rows), by_place]
+
+        value, slopes = over_shells(energy_and_slopes, density, *where, int(written[-1]))
         tangent = sum(
             jnp.vdot(slope, dot, precision="highest")
             for slope, dot in zip(slopes, jax.tree.leaves(known), strict=True)
@@ -133,10 +161,10 @@ def energy_of_chunk(
 class _Chunk:
     """Rows of the shells at a chunk's points."""
 
-    def __init__(self, placement, part, dtype, depths, formula, more):
-        self.depths = depths
+    def __init__(self, placement, part, dtype, shells, formula, more):
+        self.depths = shells.depths
         self.dtype, self.formula = dtype, formula
-        self.placement, self.fence = placement, part.atom[0] >= 0
+        self.placement, self.fence = placement._replace(basis=shells.basis), part.atom[0] >= 0
         self.place = lambda r: Grid(part, placement.adjustment).place(r)
         self.order = int(formula.gradient) + more
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
 from qchem.basis.layout import Basis
-from qchem.basis.rows import Depths, RowPlan, ao_of_row, plan_rows, standing
+from qchem.basis.reach import Depths, Reach
+from qchem.basis.rows import RowPlan, ao_of_row, plan_rows, standing
 from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
@@ -38,6 +39,7 @@ class GridXC(eqx.Module):
         weights: Integration weights of all chunks, bohr³; None likewise.
         mesh: Devices that share the chunks; only energies and matrices meet.
         depths: How many shells of the basis have how many primitives.
+        reach: How far they reach.
     """
 
     functional: AnyFunctional
@@ -50,6 +52,7 @@ class GridXC(eqx.Module):
     ao_dtype: jnp.dtype = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
     depths: Depths = eqx.field(static=True)
+    reach: Reach
 
     def __init__(
         self,
@@ -78,12 +81,13 @@ class GridXC(eqx.Module):
         self.functional = functional
         rows = plan_rows(basis) if rows is None else rows
         self.basis = basis = rows.ordered(basis)
-        self.depths = rows.depths
+        self.depths, self.reach = rows.depths, rows.reach
         self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
         chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
-        self.points = grid.chunks(chunk, ndevice)
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
+        grid = grid.along_curve(self.positions) if self.reach.capacities else grid
+        self.points = grid.chunks(chunk, ndevice)
         self.ao_dtype = jnp.dtype(self.positions.dtype if ao_dtype is None else ao_dtype)
         self.ao = self.weights = None
         ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
@@ -138,7 +142,7 @@ class GridXC(eqx.Module):
             scale = rounding_of_columns(self.basis, self.positions.dtype, self.ao_dtype)
             scale = scale[jnp.argsort(ao_of_column(self.basis))][order]
         density = density.in_columns(order, scale)
-        placement = Placement(self.positions, self.basis, self.adjustment)
+        placement = Placement(self.positions, self.basis, self.adjustment, self.reach)
 
         def of_chunk(params, part):
             return energy_of_chunk(formula, self.ao_dtype, self.depths, *params, part)
