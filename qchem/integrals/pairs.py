@@ -23,6 +23,7 @@ from qchem.integrals.hermite import axis_table, product_expansion, product_kinet
 _NPRIM = {0: 4, 1: 3, 2: 3}  # primitive pairs per row by order, else 1: little padding, few rows
 _MERGED_NAO = 150  # up to here compiling another class costs more than padding to its order
 _MERGED_NAUX = 600  # likewise for auxiliary functions
+_SHORT = 0.1  # part of the functions: a list with less is not worth more programs
 _PAIR_BLOCK = 1 << 22  # elements of an expansion held at once
 
 
@@ -268,12 +269,16 @@ def _merge(parts, ntarget):
 
 
 def unmerged(lists: tuple[Distribution, ...], ntarget: int) -> tuple[Distribution, ...]:
-    """The same with each order in a list of its own: less arithmetic, more programs to compile."""
+    """The same with each order in a list of its own: less arithmetic, more programs to compile.
+
+    Merged lists that are short stay as they are.
+    """
     found: dict[int, list[Distribution]] = {}
+    short = _SHORT * sum(rows.index.size for rows in lists)
     for rows in lists:
         end = 0
         whole = rows.order, *rows.index.shape, rows.width.shape[1]
-        for part in rows.parts or (whole,):
+        for part in (rows.index.size > short and rows.parts) or (whole,):
             order, nrow, nfunction, nprim = part
             here, end = slice(end, end + nrow), end + nrow
             arrays = (
