@@ -202,14 +202,14 @@ class Problem:
         return np.asarray(jnp.diag(moved)).astype(int)
 
     def _packed(self, jk):
-        """The integrals in one row after another, from those of all devices."""
-        eri, count = np.asarray(jk.eri), 1 if self.mesh is None else self.mesh.size
-        device = np.repeat(np.arange(count), len(jk.ao) // count)
-        rows = {}
-        for a, shift, start in zip(jk.ao, jk.shift, device * (eri.size // count)):
-            first, last = npair(int(a)), npair(int(a) + 1)
-            rows[int(a)] = eri[start + shift + npair(first) : start + shift + npair(last)]
-        return np.concatenate([rows[a] for a in range(self.basis.nao)])
+        """The integrals in the order of libcint, from those of all devices."""
+        eri, place, row = (np.asarray(x) for x in (jk.eri, jk.place, jk.row))
+        count = 1 if self.mesh is None else self.mesh.size
+        device = np.repeat(np.arange(count), len(row) // count)
+        start = np.zeros(self.npair, np.int64)
+        start[row[row >= 0]] = (jk.start + device[:, None] * (eri.size // count))[row >= 0]
+        i, j = (place[x] for x in np.tril_indices(self.npair))
+        return eri[start[np.maximum(i, j)] + np.minimum(i, j)]
 
     def _fitted(self, arguments):
         """(ab|P) with the metric's factor divided out; compared on random densities."""

@@ -146,7 +146,8 @@ def every_r(pairs):
         for ket in pairs[: n + 1]:
             nbra, nket = _tiles(bra, ket, ALONE)
             bras, kets = blocks_of(bra, nbra, 0), blocks_of(ket, nket, 0)
-            tiles = _tile_indices(bras, kets, nbra, nket, bra is ket)
+            sizes = len(bra.width), len(ket.width), nbra, nket
+            tiles = _tile_indices(*sizes, bra is ket)
 
             def of_tile(tile, bras=bras, kets=kets):
                 one, other = (

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from qchem.devices import MOLECULE, Share, spread
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
-from qchem.integrals.two_electron import coulomb_energy, coulomb_rows, packed_density
+from qchem.integrals.two_electron import coulomb_energy, coulomb_rows, in_order, packed_density
 
 
 class ExchangeWeights(NamedTuple):
@@ -64,19 +64,20 @@ class AbstractJK(eqx.Module):
 class PackedJK(AbstractJK):
     """All integrals stored once, with their 8-fold symmetry: rows (ab|cd) of pairs cd <= ab.
 
-    Devices share the rows: each has those of some a.
+    Pairs are counted in the order in which their integrals are made. Devices share the rows.
 
     Attributes:
         eri: The rows of one device after another.
-        ao: The a of each device, ascending; -1 fills up.
-        shift: Where the rows of an a start among the device's, less the number of integrals before
-            them.
+        place: Of each AO pair in that order.
+        row: The rows of each device, ascending, in groups that are read together; -1 fills up.
+        start: Where they start among the device's.
         mesh: The devices.
     """
 
     eri: Float[Array, _]
-    ao: Int[Array | np.ndarray, " a"]
-    shift: Int[Array | np.ndarray, " a"]
+    place: Int[Array, " npair"]
+    row: Int[Array | np.ndarray, "ngroup size"]
+    start: Int[Array | np.ndarray, "ngroup size"]
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @classmethod
@@ -96,17 +97,20 @@ class PackedJK(AbstractJK):
         both parts."""
         full, far, omega = weights.of_long_range()
         share = Share.of(mesh)
-        ao, shift, starts, size = _dealt_rows(nao, share.count)
+        row, start, starts, size = _dealt_rows(npair(nao), nao, share.count)
 
         def build(pairs):
-            def integrals(pairs):
-                return share.total_part(coulomb_rows(pairs, starts, share.count * size, share))
+            (lists, norms), place = in_order(pairs, npair(nao))
 
-            first, *rest = over_ranges(integrals, omega, pairs)
-            return first, *(full * first + far * second for second in rest)
+            def integrals(lists):
+                rows = coulomb_rows(lists, norms, starts, share.count * size, share)
+                return share.total_part(rows)
 
-        parts = spread(build, mesh, (P(),), P(MOLECULE))(pairs)
-        return tuple(cls(eri, ao, shift, mesh) for eri in parts)
+            first, *rest = over_ranges(integrals, omega, lists)
+            return place, (first, *(full * first + far * second for second in rest))
+
+        place, parts = spread(build, mesh, (P(),), (P(), P(MOLECULE)))(pairs)
+        return tuple(cls(eri, place, row, start, mesh) for eri in parts)
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         return self._total(_coulomb_of_rows, dm)
@@ -115,87 +119,78 @@ class PackedJK(AbstractJK):
         return self._total(_exchange_of_rows, factor)
 
     def _total(self, matrix, x):
-        total = lambda x, *rows: Share.of(self.mesh).total(matrix(x, *rows))  # noqa: E731
-        arrays = self.eri, jnp.asarray(self.ao), jnp.asarray(self.shift)
-        return spread(total, self.mesh, (P(), *[P(MOLECULE)] * 3), P())(x, *arrays)
+        total = lambda *args: Share.of(self.mesh).total(matrix(*args))  # noqa: E731
+        shared = self.eri, jnp.asarray(self.row), jnp.asarray(self.start)
+        specs = P(), P(), *[P(MOLECULE)] * 3
+        return spread(total, self.mesh, specs, P())(x, self.place, *shared)
 
 
-def _dealt_rows(nao, count):
-    """Which a each device has, and where the rows of all pairs start.
+def _dealt_rows(npair, group, count):
+    """Which rows each device has, and where they start.
 
-    The rows of one a hold about a^3 integrals, so the devices take turns from the largest down,
-    forwards and backwards.
+    The devices take turns from the longest row down, forwards and backwards.
 
     Returns:
-        `ao` and `shift` of `PackedJK`, the start of each row, and the size of a device's part.
+        `row` and `start` of `PackedJK`, in groups; the start of each row in the whole array, and
+        the size of a device's part.
     """
-    a, pair = np.arange(nao + 1), np.arange(npair(nao))
-    before = npair(npair(a))  # integrals in the rows of smaller a
-    length, a = np.diff(before), a[:-1]
-    turn = a[::-1] % (2 * count)
+    row = np.arange(npair)
+    turn = row[::-1] % (2 * count)
     device = np.minimum(turn, 2 * count - 1 - turn)
-    own = [a[device == n] for n in range(count)]
-    shift = np.zeros(nao, np.int64)
+    own = [row[device == n] for n in range(count)]
+    start = np.zeros(npair, np.int64)
     for of_device in own:
-        shift[of_device] = np.cumsum(length[of_device]) - length[of_device] - before[of_device]
+        start[of_device] = np.cumsum(of_device + 1) - (of_device + 1)
     # Rows are read in the length of the longest, which for one device is the last.
-    size = max(length[of_device].sum() for of_device in own) + (npair(nao) if count > 1 else 0)
-    high, _ = np.tril_indices(nao)
-    starts = npair(pair) + (device * size + shift)[high]
-    most = max(map(len, own))
-    ao = np.stack([np.pad(x, (0, most - len(x)), constant_values=-1) for x in own]).ravel()
-    ao, shift, starts = (x.astype(np.int32) for x in (ao, shift[ao], starts))
-    return ao, shift, jnp.asarray(starts), int(size)
+    size = max(np.sum(of_device + 1) for of_device in own) + (npair if count > 1 else 0)
+    most = -(-max(map(len, own)) // group) * group
+    rows = np.stack([np.pad(x, (0, most - len(x)), constant_values=-1) for x in own])
+    rows = rows.reshape(-1, group)
+    arrays = rows, np.where(rows < 0, 0, start[rows]), start + device * size
+    rows, own_start, start = (x.astype(np.int32) for x in arrays)
+    return rows, own_start, jnp.asarray(start), int(size)
 
 
-def _coulomb_of_rows(dm, eri, ao, shift):
-    nao = dm.shape[0]
-    i, j = np.tril_indices(nao)
-    density = packed_density(dm)
-    every = jnp.arange(nao, dtype=jnp.int32)
+def _coulomb_of_rows(dm, place, eri, row, start):
+    density = jnp.zeros(place.size, dm.dtype).at[place].set(packed_density(dm))
 
-    def add(ket_sum, a):
-        rows = _rows(eri, *a, nao)
+    def add(ket_sum, group):
+        rows = _rows(eri, *group, place.size)
         bra_sum = jnp.dot(rows, density, precision="highest")
-        ket_sum = ket_sum + jnp.dot(density[packed_index(a[0], every)], rows, precision="highest")
-        return ket_sum, bra_sum
+        return ket_sum + jnp.dot(density[group[0]], rows, precision="highest"), bra_sum
 
-    ket_sum, bra_sum = jax.lax.scan(add, jnp.zeros_like(density), (ao, shift))
-    bra_sum = jnp.zeros_like(dm).at[ao].add(bra_sum)
-    return unpack(bra_sum[i, j] + ket_sum, nao)
+    ket_sum, bra_sum = jax.lax.scan(add, jnp.zeros_like(density), (row, start))
+    return unpack((ket_sum.at[row].add(bra_sum))[place], dm.shape[0])
 
 
-def _exchange_of_rows(factor, eri, ao, shift):
+def _exchange_of_rows(factor, place, eri, row, start):
     dm = jnp.matmul(factor, jnp.swapaxes(factor, 1, 2), precision="highest")
     nao = factor.shape[1]
+    every = jnp.arange(nao, dtype=jnp.int32)
+    square = place[packed_index(every[:, None], every[None])]
+    lower = (i.astype(np.int32) for i in np.tril_indices(nao))
+    high, low = (jnp.zeros_like(place).at[place].set(i) for i in lower)
 
-    def add(half, row):
-        a, _ = row
-        rows = unpack(_rows(eri, *row, nao), nao)  # b, c, d
-        of_a = jnp.broadcast_to(dm[:, a][:, None], dm.shape)
-        densities = jnp.stack([dm, of_a])  # one pass over the integrals for both
-        to_a, to_b = jnp.einsum("bcd,ksbd->ksbc", rows, densities, precision="highest")
-        below = (jnp.arange(nao, dtype=a.dtype) < a).astype(dm.dtype)
-        half = half + to_b * below[None, :, None]
-        return half.at[:, a].add(jnp.sum(to_a, axis=1)), None
+    def add(half, group):
+        rows = _rows(eri, *group, place.size)[:, square]  # ab, c, d
+        a, b = high[group[0]], low[group[0]]
+        densities = jnp.stack([dm[:, b], dm[:, a]])  # one pass over the integrals for both
+        to_a, to_b = jnp.einsum("rcd,ksrd->ksrc", rows, densities, precision="highest")
+        to_b = jnp.where((a > b)[None, :, None], to_b, 0.0)
+        return half.at[:, a].add(to_a).at[:, b].add(to_b), None
 
-    half, _ = jax.lax.scan(add, jnp.zeros_like(dm), (ao, shift))
+    half, _ = jax.lax.scan(add, jnp.zeros_like(dm), (row, start))
     return half + jnp.swapaxes(half, 1, 2)
 
 
-def _rows(eri, a, shift, nao):
-    """(ab|cd) for each b <= a and cd <= ab, half where cd = ab; else zero.
+def _rows(eri, row, start, size):
+    """(ab|cd) for each cd <= ab, half where cd = ab; else zero.
 
-    Every integral stands in one of these rows, and each row is a piece of what is stored: with
-    the two sides exchanged the rows give all the others.
+    Every integral stands in one of these rows: with the two sides exchanged they give all the
+    others.
     """
-    size = npair(nao)
-    b = jnp.arange(nao, dtype=a.dtype)
-    bra = a * (a + 1) // 2 + b
-    starts = jnp.where(b <= a, bra * (bra + 1) // 2 + shift, 0)
-    rows = jax.vmap(lambda start: jax.lax.dynamic_slice(eri, (start,), (size,)))(starts)
-    ket = jnp.arange(size, dtype=a.dtype)[None]
-    bra = jnp.where(b <= a, bra, -1)[:, None]
+    rows = jax.vmap(lambda start: jax.lax.dynamic_slice(eri, (start,), (size,)))(start)
+    ket, bra = jnp.arange(size, dtype=row.dtype)[None], row[:, None]
     twice = (ket < bra).astype(rows.dtype) + (ket <= bra).astype(rows.dtype)
     return rows * (0.5 * twice)
 

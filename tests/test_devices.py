@@ -157,18 +157,19 @@ def test_order_of_columns_on_several_devices(kinds):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_rows_of_integrals_are_dealt_out(count):
-    """Every device finds the rows of its own a where they start, and none overlap."""
-    nao, size = 7, npair(7)
-    ao, shift, starts, each = _dealt_rows(nao, count)
+    """Every device finds its own rows where they start, and none overlap."""
+    size = 28
+    row, start, starts, each = _dealt_rows(size, 7, count)
     starts = np.asarray(starts)
     taken = np.zeros(count * each, int)
-    for a, offset, device in zip(ao, shift, np.repeat(np.arange(count), len(ao) // count)):
-        for bra in range(npair(int(a)), npair(int(a) + 1)) if a >= 0 else ():
-            assert npair(bra) + offset == starts[bra] - device * each
-            assert npair(bra) + offset + size <= each
-            taken[starts[bra] : starts[bra] + bra + 1] += 1
+    device = np.repeat(np.arange(count), row.size // count)
+    for n, own, place in zip(row.ravel(), start.ravel(), device):
+        if n >= 0:
+            assert starts[n] == own + place * each
+            assert own + size <= each
+            taken[starts[n] : starts[n] + n + 1] += 1
     assert taken.max() == 1 and taken.sum() == npair(size)
-    assert _dealt_rows(40, count)[3] < 1.25 * npair(npair(40)) / count
+    assert _dealt_rows(820, 40, count)[3] < 1.25 * npair(820) / count
 
 
 def test_what_a_mesh_must_be():

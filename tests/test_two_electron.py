@@ -286,3 +286,17 @@ def test_tiles_do_not_change_the_integrals(monkeypatch):
     whole = compute()
     monkeypatch.setattr(two_electron, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu", "tpu"), 500))
     assert_allclose(compute(), whole, atol=RTOL * np.abs(whole).max())
+
+
+def test_lists_of_single_orders_give_the_same_integrals(monkeypatch):
+    @oracle.jit
+    def compute(positions):
+        monkeypatch.setattr(two_electron, "_MERGED_PAIRS", NPAIR)
+        merged = coulomb_4c(pairs(positions), NPAIR)
+        monkeypatch.setattr(two_electron, "_MERGED_PAIRS", 0)
+        orders = [rows.order for rows in two_electron.in_order(pairs(positions), NPAIR)[0][0]]
+        assert len(orders) > len(pairs(positions))
+        return coulomb_4c(pairs(positions), NPAIR), merged
+
+    single, merged = compute(POSITIONS)
+    assert_allclose(single, merged, atol=RTOL * np.abs(merged).max())

@@ -14,6 +14,7 @@ from qchem.compilation import platform
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
 from qchem.integrals.pairs import Distribution, hermite_sign
 
+_MATRICES = 9  # functions of a ket row from which on it is contracted by matrix products
 _GATHER = 40  # products in a matrix multiplication that take as long as to gather one element
 
 
@@ -102,14 +103,20 @@ def _separated(order, width, center, ket_width, ket_center):
 def _contract(r, bra_side, ket_side, bra, ket):
     """sum_pq E_f[p] R_{p+q} E_g[q] (-1)^|q|: bilinear in the coefficients.
 
-    The bra first, as a matrix product for a few Hermite functions of the ket at a time; then the
-    ket, whose coefficients differ from row to row, element by element.
+    The bra first, as a matrix product for some Hermite functions of the ket at a time; then the
+    ket, whose coefficients differ from row to row: a small matrix product for each row, or where
+    functions are few element by element.
     """
     mprim, nket = ket.shape[2], ket.shape[0]
     signed = _signed(ket, ket_side)
+    matrices = ket.shape[1] >= _MATRICES
     total = None
-    for block in _hermite_blocks(r, bra.shape[1], bra_side, ket_side):
+    for block in _hermite_blocks(r, bra.shape[1], bra_side, ket_side, 4 if matrices else 2):
         half = _half(r, bra, bra_side, ket_side, block, mprim)
+        if matrices:
+            term = jnp.einsum("ifqmj,qgmj->ifgj", half, signed[block], precision="highest")
+            total = term if total is None else total + term
+            continue
         for n, q in enumerate(block):
             for m in range(mprim):
                 term = half[:, :, None, n, m] * signed[q, :, m][None, None]
@@ -152,11 +159,11 @@ def _index(bra_side, ket_side, block):
     return sum_index(bra_side[0], ket_side[0], bra_side[1], ket_side[1])[:, block]
 
 
-def _hermite_blocks(r, nfunction, bra_side, ket_side):
-    """The ket's Hermite functions in blocks for which about twice the memory of R is needed."""
+def _hermite_blocks(r, nfunction, bra_side, ket_side, times=2):
+    """The ket's Hermite functions in blocks that need about so many times the memory of R."""
     spread = _is_spread(r, nfunction, bra_side)
     each = nfunction if spread else nhermite(*bra_side) * r.shape[1]
-    total, size = nhermite(*ket_side), max(1, 2 * r.shape[1] * r.shape[2] // each)
+    total, size = nhermite(*ket_side), max(1, times * r.shape[1] * r.shape[2] // each)
     return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
 
 

@@ -23,6 +23,7 @@ from qchem.integrals.hermite import axis_table, product_expansion, product_kinet
 _NPRIM = {0: 4, 1: 3, 2: 3}  # primitive pairs per row by order, else 1: little padding, few rows
 _MERGED_NAO = 150  # up to here compiling another class costs more than padding to its order
 _MERGED_NAUX = 600  # likewise for auxiliary functions
+_SHORT = 0.1  # part of the functions: a list with less is not worth more programs
 _PAIR_BLOCK = 1 << 22  # elements of an expansion held at once
 
 
@@ -39,6 +40,7 @@ class Distribution(eqx.Module):
         coefficient: Charge times bohr^(degree).
         index: What each function adds to (an AO pair or an auxiliary function); the number of
             targets where it adds to nothing.
+        parts: Of a list merged from several: order, rows, functions and primitives of each.
     """
 
     order: int = eqx.field(static=True)
@@ -47,6 +49,7 @@ class Distribution(eqx.Module):
     center: Float[Array, "*block nrow nprim 3"]
     coefficient: Float[Array, "*block nrow nfunction nprim nhermite"]
     index: Int[Array | np.ndarray, "*block nrow nfunction"]
+    parts: tuple[tuple[int, int, int, int], ...] = eqx.field(static=True, default=())
 
 
 class PairRows(eqx.Module):
@@ -167,8 +170,10 @@ def pair_expansions(
         kinetic = kinetic.at[of_class.index.ravel()].add(laplacian.ravel(), mode="drop")
         weight = (a / (a + b))[:, :, None]
         center = ra[:, None, :] * weight + rb[:, None, :] * (1.0 - weight)
+        part = of_class.la + of_class.lb, *of_class.index.shape, of_class.used.shape[1]
+        arrays = 1.0 / (a + b), center, coefficient, of_class.index
         parts.setdefault(of_class.order, []).append(
-            Distribution(of_class.order, 0, 1.0 / (a + b), center, coefficient, of_class.index)
+            Distribution(of_class.order, 0, *arrays, (part,))
         )
     lists = tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
     return lists, kinetic
@@ -259,7 +264,31 @@ def _merge(parts, ntarget):
             )
         )
     arrays = [jnp.concatenate(column) for column in zip(*padded, strict=True)]
-    return Distribution(parts[0].order, parts[0].lowest, *arrays)
+    every = tuple(part for rows in parts for part in rows.parts)
+    return Distribution(parts[0].order, parts[0].lowest, *arrays, every)
+
+
+def unmerged(lists: tuple[Distribution, ...], ntarget: int) -> tuple[Distribution, ...]:
+    """The same with each order in a list of its own: less arithmetic, more programs to compile.
+
+    Merged lists that are short stay as they are.
+    """
+    found: dict[int, list[Distribution]] = {}
+    short = _SHORT * sum(rows.index.size for rows in lists)
+    for rows in lists:
+        end = 0
+        whole = rows.order, *rows.index.shape, rows.width.shape[1]
+        for part in (rows.index.size > short and rows.parts) or (whole,):
+            order, nrow, nfunction, nprim = part
+            here, end = slice(end, end + nrow), end + nrow
+            arrays = (
+                rows.width[here, :nprim],
+                rows.center[here, :nprim],
+                rows.coefficient[here, :nfunction, :nprim, : nhermite(order)],
+                rows.index[here, :nfunction],
+            )
+            found.setdefault(order, []).append(Distribution(order, 0, *arrays, (part,)))
+    return tuple(_merge(found[order], ntarget) for order in sorted(found))
 
 
 def auxiliary_distributions(

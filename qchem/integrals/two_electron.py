@@ -14,10 +14,11 @@ from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
-from qchem.integrals.pairs import Distribution, coulomb_norm
+from qchem.integrals.pairs import Distribution, coulomb_norm, unmerged
 
 SCREENING = 1e-12  # hartree: tiles whose integrals are all smaller are left out
 _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
+_MERGED_PAIRS = 1000  # of AOs: up to here compiling another class costs more than its padding
 
 
 def tile_bytes() -> int:
@@ -182,7 +183,7 @@ def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, na
 
 def _tiles(bra: Distribution, ket: Distribution, share: Share) -> tuple[int, int]:
     """Rows of bra and ket per tile of a four-centre class: a few rows against a long row."""
-    budget = tile_bytes()
+    budget = tile_bytes() // (2 if platform() == "cpu" else 1)  # what R is turned into as well
     order = bra.order + ket.order
     quartets = budget // (8 * bra.width.shape[1] * ket.width.shape[1] * nhermite(order))
     nket = max(1, min(ket.width.shape[0], int((8 * quartets) ** 0.5)))
@@ -191,29 +192,86 @@ def _tiles(bra: Distribution, ket: Distribution, share: Share) -> tuple[int, int
 
 def coulomb_4c(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, " nquartet"]:
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
+    ordered, place = in_order(pairs, npair)
     row = jnp.arange(npair, dtype=jnp.int32)
-    return coulomb_rows(pairs, row * (row + 1) // 2, npair * (npair + 1) // 2)
+    integrals = coulomb_rows(*ordered, row * (row + 1) // 2, npair * (npair + 1) // 2)
+    first, second = (place[i] for i in np.tril_indices(npair))
+    high, low = jnp.maximum(first, second), jnp.minimum(first, second)
+    return integrals[high * (high + 1) // 2 + low]
+
+
+def in_order(
+    pairs: tuple[Distribution, ...], npair: int
+) -> tuple[tuple[tuple[Distribution, ...], tuple[Float[Array, _], ...]], Int[Array, " {npair}"]]:
+    """The lists as `coulomb_rows` wants them, their norms, and the place of each AO pair.
+
+    In a list pairs of shells follow by falling norm, so that tiles of negligible integrals form;
+    the rows of a pair stand together. AO pairs are counted through, function by function, and
+    `index` is their place. What adds to nothing is zero, so that it may be added anywhere.
+    """
+    lists = unmerged(pairs, npair) if npair > _MERGED_PAIRS else pairs
+    ends = np.cumsum([rows.width.shape[0] for rows in lists])
+    width = max(rows.index.shape[1] for rows in lists)
+    norm = jnp.concatenate([coulomb_norm(jax.lax.stop_gradient(rows)) for rows in lists])
+    index = jnp.concatenate([_widened(rows.index, width, npair) for rows in lists])
+    pair = index[:, 0]  # of functions that all pairs have
+    norm = jnp.zeros(npair, norm.dtype).at[pair].max(norm)[pair]
+    order = jnp.lexsort((pair, -norm, np.searchsorted(ends, np.arange(ends[-1]), "right")))
+    pair, norm, index = pair[order], norm[order], index[order]
+    exists = index < npair
+    first = jnp.concatenate([jnp.ones(1, bool), pair[1:] != pair[:-1]])[:, None]
+    count = jnp.cumsum((exists & first).ravel(), dtype=jnp.int32)
+    here = jnp.where(first, index, npair).ravel()
+    place = jnp.zeros(npair, jnp.int32).at[here].set(count - 1, mode="drop")
+    index = place.at[index].get(mode="fill", fill_value=0)
+    ordered, norms = [], []
+    for rows, end in zip(lists, ends, strict=True):
+        nrow, nfunction = rows.index.shape
+        here = slice(end - nrow, end)
+        own = order[here] - (end - nrow)
+        rows = jax.tree.map(lambda x, own=own: jnp.asarray(x)[own], rows)
+        coefficient = jnp.where(exists[here, :nfunction, None, None], rows.coefficient, 0.0)
+        ordered.append(
+            replace(rows, coefficient=coefficient, index=index[here, :nfunction], parts=())
+        )
+        norms.append(norm[here])
+    return (tuple(ordered), tuple(norms)), place
+
+
+def _widened(index, width, fill):
+    more = (0, 0), (0, width - index.shape[1])
+    return jnp.pad(jnp.asarray(index), more, constant_values=fill)
 
 
 def coulomb_rows(
-    pairs: tuple[Distribution, ...],
+    lists: tuple[Distribution, ...],
+    norms: tuple[Float[Array, _], ...],
     starts: Int[Array, " npair"],
     size: int,
     share: Share = ALONE,
 ) -> Float[Array, " {size}"]:
-    """The same with the rows, of pairs cd <= ab, where they are to start.
+    """Rows (ab|cd) of pairs cd <= ab, numbered as `in_order` says, where they are to start.
 
     Args:
-        starts: For each ab.
+        lists, norms: From `in_order`.
+        starts: For each ab; `npair` elements from there are within the result.
         size: Of the result.
         share: A device makes its part of the integrals; the others are zero.
     """
-    total = jnp.zeros(size, pairs[0].coefficient.dtype)
-    pairs = [_by_norm(rows) for rows in pairs]
-    for i, bra in enumerate(pairs):
-        for ket in pairs[: i + 1]:
-            total = _add_class(total, *bra, *ket, starts, share)
+    total = jnp.zeros(size, lists[0].coefficient.dtype)
+    filled = [_filled(rows) for rows in lists]
+    for i, bra in enumerate(lists):
+        for j, ket in enumerate(lists[: i + 1]):
+            tiles = *_tiles(bra, ket, share), bra.width.shape[0], ket.width.shape[0]
+            sides = (filled[i], norms[i]), (filled[j], norms[j])
+            total = _add_class(total, *sides, tiles, i == j, starts, share)
     return total
+
+
+def _filled(rows):
+    """A list with as many rows again that contribute nothing: whatever tile begins, ends in it."""
+    doubled = blocks_of(rows, 2 * rows.width.shape[0], 0)
+    return jax.tree.map(lambda x: x[0], doubled)
 
 
 def _by_norm(rows):
@@ -228,50 +286,47 @@ def _bounds(norms, size):
     return norms[::size]
 
 
-def _tile_indices(bras, kets, nbra, nket, same):
+def _tile_indices(nrow, mrow, nbra, nket, same):
     """Blocks i and j of all tiles; within one list, of those alone that have rows i >= j."""
-    i, j = np.indices((bras.width.shape[0], kets.width.shape[0]), np.int32).reshape(2, -1)
+    i, j = np.indices((-(-nrow // nbra), -(-mrow // nket)), np.int32).reshape(2, -1)
     kept = (i + 1) * nbra > j * nket if same else slice(None)
     return i[kept], j[kept]
 
 
-def _add_class(total, bra, bra_norms, ket, ket_norms, starts, share):
+def _add_class(total, bra, ket, tiles, same, starts, share):
     """Adds one class; within one list, rows i >= j alone."""
-    same, npair = bra is ket, starts.size
-    nbra, nket = _tiles(bra, ket, share)
-    bras, kets = blocks_of(bra, nbra, npair), blocks_of(ket, nket, npair)
-    bra_bounds, ket_bounds = _bounds(bra_norms, nbra), _bounds(ket_norms, nket)
-    i, j = _tile_indices(bras, kets, nbra, nket, same)
+    nbra, nket, nrow, mrow = tiles
 
     @jax.checkpoint
-    def tile(i, j):
-        block_bra = jax.tree.map(lambda x: x[i], bras)
-        block_ket = jax.tree.map(lambda x: x[j], kets)
+    def tile(row, column):
+        block_bra, block_ket = (
+            jax.tree.map(lambda x, n=n, m=m: jax.lax.dynamic_slice_in_dim(x, n, m), rows)
+            for rows, n, m in ((bra[0], row, nbra), (ket[0], column, nket))
+        )
         values = interaction(block_bra, block_ket)
         f = block_bra.index[:, :, None, None]
         g = block_ket.index.T[None, None]
-        inside = jnp.maximum(f, g) < npair
         if same:
-            row = (i * nbra + jnp.arange(nbra, dtype=i.dtype))[:, None, None, None]
-            column = (j * nket + jnp.arange(nket, dtype=j.dtype))[None, None, None]
-            values = jnp.where((row > column) & (f == g), 2.0 * values, values)
-            inside &= (row > column) | ((row == column) & (f >= g))
-        first, second = (starts.at[x].get(mode="clip") for x in (f, g))
-        target = jnp.where(f >= g, first + g, second + f)
-        target = jnp.where(inside, target, total.size)
-        return values.ravel(), target.ravel()
+            row = (row + jnp.arange(nbra, dtype=row.dtype))[:, None, None, None]
+            column = (column + jnp.arange(nket, dtype=row.dtype))[None, None, None]
+            one_pair = (f[:, :1] == g[:, :, :1]) & (row > column)
+            values = jnp.where(one_pair, values + jnp.swapaxes(values, 1, 2), values)
+            values = jnp.where((row >= column) & (f >= g), values, 0.0)
+        return values.ravel(), (starts[f] + g).ravel()
 
-    def nothing(i, j):
-        shape = nbra * bra.index.shape[1] * ket.index.shape[1] * nket
-        return jnp.zeros(shape, total.dtype), jnp.full(shape, total.size, jnp.int32)
+    def add(total, row, column):
+        values, target = tile(row, column)
+        return total.at[target].add(values, mode="promise_in_bounds")
 
-    def step(total, ij):
-        i, j = ij
-        wanted = (i >= 0) & (bra_bounds[i] * ket_bounds[j] > SCREENING)
-        values, target = jax.lax.cond(wanted, tile, nothing, i, j)
-        return total.at[target].add(values, mode="drop"), None
+    def step(total, place):
+        row, column = place
+        # By Cauchy and Schwarz |(f|g)| is at most the product of two norms, which fall.
+        wanted = (row >= 0) & (bra[1][row] * ket[1][column] > SCREENING)
+        return jax.lax.cond(wanted, add, lambda total, *_: total, total, row, column), None
 
-    return jax.lax.scan(step, total, share.dealt(i, j))[0]
+    i, j = _tile_indices(nrow, mrow, nbra, nket, same)
+    i, j = share.dealt(i * nbra, j * nket)
+    return jax.lax.scan(step, total, (i, j))[0]
 
 
 def potential_energy(
@@ -404,7 +459,8 @@ def _class_energy(bra, bra_norms, ket, ket_norms, density, share):
     def wanted(row, column):
         return row[2] * column[2] > SCREENING
 
-    tiles = share.dealt(*_tile_indices(bras, kets, nbra, nket, same))
+    indices = _tile_indices(bra.width.shape[0], ket.width.shape[0], nbra, nket, same)
+    tiles = share.dealt(*indices)
     firsts = np.arange(bras.width.shape[0], dtype=np.int32) * nbra
     starts = np.arange(kets.width.shape[0], dtype=np.int32) * nket
     rows, columns = (
