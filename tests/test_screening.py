@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from benchmarks.scaling import cluster
 from qchem.basis.evaluate import evaluate_ao
 from qchem.basis.layout import Basis
-from qchem.basis.reach import NEGLIGIBLE, Reach
+from qchem.basis.reach import NEGLIGIBLE, shell_radii
 from qchem.basis.rows import plan_rows
 from qchem.grids import Grid
 from qchem.xc import screening
@@ -41,8 +41,8 @@ def plans():
         tuple(tuple(-(-part * size // 4) for size, _ in groups) for groups in plan.depths)
         for part in (2, 3)
     ]
-    assert plan.reach.capacities == ()  # so small a molecule does not gain
-    return replace(plan, reach=Reach(plan.reach.radii, tuple(capacities))), plan
+    assert plan.capacities == ()  # so small a molecule does not gain
+    return replace(plan, capacities=tuple(capacities)), plan
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,9 @@ def test_a_geometry_needs_no_program_of_its_own(plans, orbitals):
 
 def test_beyond_its_reach_a_shell_is_negligible():
     basis = Basis.from_name((8,), "def2-tzvp")
-    for batch, radii in zip(basis.batches, Reach.of_basis(basis, _depths(basis)).radii):
+    for batch in basis.batches:
+        radii = shell_radii(batch, np.float64, np)
+        assert_allclose(shell_radii(batch, np.float64), radii, rtol=1e-12)
         for first, radius in zip(batch.ao, radii, strict=True):
             directions = np.random.default_rng(1).normal(size=(50, 3))
             directions /= np.linalg.norm(directions, axis=1)[:, None]
@@ -148,11 +150,25 @@ def test_beyond_its_reach_a_shell_is_negligible():
             assert far[:, :, own].max() < NEGLIGIBLE < near[:, :, own].max()
 
 
-def _depths(basis):
-    return tuple((batch.contraction.shape,) for batch in basis.batches)
+def test_shells_reach_as_far_as_their_present_exponents(plans, orbitals):
+    """Whoever plans for one basis and moves its exponents loses nothing."""
+
+    def energy(scale, plan):
+        batches = tuple(
+            replace(batch, exponents=scale * jnp.asarray(batch.exponents))
+            for batch in BASIS.batches
+        )
+        basis = replace(BASIS, batches=batches)
+        functional = Functional.from_name("svwn")
+        xc = GridXC(functional, basis, GRID, POSITIONS, chunk=64, rows=plan)
+        return xc.energy_of_orbitals(orbitals)
+
+    screened, exact = (jit(lambda s: energy(s, plan))(0.2) for plan in plans)  # noqa: B023
+    assert abs(exact - jit(lambda s: energy(s, plans[1]))(1.0)) > 1e-2
+    assert_allclose(screened, exact, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, 0), (4, 0), (40, 2)])
 def test_only_large_molecules_have_smaller_programs(count, sizes):
     numbers = [int(z) for z in cluster(count).numbers]
-    assert len(plan_rows(Basis.from_name(numbers, "def2-svp")).reach.capacities) == sizes
+    assert len(plan_rows(Basis.from_name(numbers, "def2-svp")).capacities) == sizes

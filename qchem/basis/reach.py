@@ -1,14 +1,18 @@
 """How far shells reach, and room for those that reach a chunk of points."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.basis.layout import Basis, ShellBatch, primitive_depth
+from qchem.basis.layout import Basis, ShellBatch
 from qchem.basis.spherical import ncomponent
+from qchem.compilation import platform
 
 Depths = tuple[tuple[tuple[int, int], ...], ...]  # (nshell, nprim) ... of each batch
 Counts = tuple[tuple[int, ...], ...]  # of shells, of each group of one depth, of each batch
@@ -25,26 +29,39 @@ class Reach(eqx.Module):
     Attributes:
         radii: Of the shells of each batch, bohr; beyond, nothing counts.
         capacities: Numbers of shells that programs are made for, from few to many; all of them are
-            one more. None where a molecule is too small to gain.
+            one more. None where nothing is left out.
     """
 
-    radii: tuple[Float[Array | np.ndarray, "_"], ...]
+    radii: tuple[Float[Array, "_"], ...]
     capacities: tuple[Counts, ...] = eqx.field(static=True)
 
     @classmethod
-    def of_basis(cls, basis: Basis, depths: Depths) -> "Reach":
-        """Of a basis in the order of its `RowPlan`; host side, from elements alone."""
-        radii = tuple(_radii(batch) for batch in basis.batches)
-        found: list[Counts] = []
-        for margin in _MARGINS:
-            counts = []
-            for batch_radii, groups in zip(radii, depths, strict=True):
-                ends = np.cumsum([size for size, _ in groups])[:-1]
-                parts = np.split(batch_radii, ends)
-                counts.append(tuple(_expected(part, margin, basis.natom) for part in parts))
-            if _nao(basis, counts) <= _WORTH * basis.nao:
-                found.append(tuple(counts))
-        return cls(radii, tuple(found))
+    def of_basis(cls, basis: Basis, capacities: tuple[Counts, ...], dtype: DTypeLike) -> "Reach":
+        """Of exponents and coefficients as they are now, traced or not; constants for derivatives.
+
+        Elsewhere than on a CPU, where no branch is spared, nothing is left out.
+        """
+        if not capacities or platform() != "cpu":
+            return cls((), ())
+        batches = jax.lax.stop_gradient(basis.batches)
+        return cls(tuple(shell_radii(batch, dtype, jnp) for batch in batches), capacities)
+
+
+def plan_capacities(basis: Basis, depths: Depths) -> tuple[Counts, ...]:
+    """Of a basis in the order of its `RowPlan`; host side, from elements alone."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(basis.batches)):
+        return ()
+    radii = [shell_radii(batch, np.float64, np) for batch in basis.batches]
+    found: list[Counts] = []
+    for margin in _MARGINS:
+        counts = []
+        for batch_radii, groups in zip(radii, depths, strict=True):
+            ends = np.cumsum([size for size, _ in groups])[:-1]
+            parts = np.split(batch_radii, ends)
+            counts.append(tuple(_expected(part, margin, basis.natom) for part in parts))
+        if _nao(basis, counts) <= _WORTH * basis.nao:
+            found.append(tuple(counts))
+    return tuple(found)
 
 
 def _nao(basis: Basis, counts: Sequence[Sequence[int]]) -> int:
@@ -58,22 +75,20 @@ def _expected(radii: np.ndarray, margin: float, natom: int) -> int:
     return int(np.ceil(np.minimum(around / natom, 1).sum()))
 
 
-def _radii(batch: ShellBatch) -> Float[np.ndarray, "_"]:
-    """Radii beyond which sum_k |c_k| r^l (1 + 2 a_k r)² exp(-a_k r²) is negligible.
+def shell_radii(
+    batch: ShellBatch, dtype: DTypeLike, xp: ModuleType = jnp
+) -> Float[Array | np.ndarray, "_"]:
+    """Radii beyond which sum_k |c_k| r^l (1 + 2 a_k r)² exp(-a_k r²) is negligible, bohr.
 
-    That bounds values and two derivatives of the shell; infinite where exponents are traced.
+    That bounds values and two derivatives of the shell. `xp` is NumPy on the host.
     """
-    if isinstance(batch.exponents, jax.core.Tracer) or isinstance(
-        batch.contraction, jax.core.Tracer
-    ):
-        return np.full(len(batch.atom), np.inf)
-    a = np.asarray(batch.exponents, float)[:, :, None]
-    c = np.abs(batch.coefficients(np.float64, np))[:, :, None]
-    depth = primitive_depth(batch.contraction)[:, None]
-    widest = np.where(np.arange(a.shape[1])[None] < depth, a[:, :, 0], np.inf).min(axis=1)
-    r = np.linspace(0, 12, 600)[None, None] / np.sqrt(widest)[:, None, None]
-    bound = np.sum(c * r**batch.l * (1 + 2 * a * r) ** 2 * np.exp(-a * r * r), axis=1)
+    a = xp.asarray(batch.exponents, dtype)[:, :, None]
+    c = xp.abs(batch.coefficients(dtype, xp))[:, :, None]
+    widest = xp.where(c > 0, a, xp.inf).min(axis=1)[:, None]
+    r = xp.linspace(0, 12, 600, dtype=dtype)[None, None] / xp.sqrt(widest)
+    bound = xp.sum(c * r**batch.l * (1 + 2 * a * r) ** 2 * xp.exp(-a * r * r), axis=1)
     beyond = bound[:, ::-1] > NEGLIGIBLE  # from outside
-    first = r.shape[2] - np.argmax(beyond, axis=1)  # one step outside of the last that counts
-    radii = r[np.arange(len(r)), 0, np.minimum(first, r.shape[2] - 1)]
-    return np.where(beyond.any(axis=1), radii, -np.inf)
+    first = r.shape[2] - xp.argmax(beyond, axis=1)  # one step outside of the last that counts
+    first = xp.minimum(first, r.shape[2] - 1)[:, None]
+    radii = xp.take_along_axis(r[:, 0], first, axis=1)[:, 0]
+    return xp.where(beyond.any(axis=1), radii, -xp.inf)

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from qchem.basis.layout import Basis, ShellBatch, primitive_depth
-from qchem.basis.reach import Depths, Reach
+from qchem.basis.reach import Counts, Depths, plan_capacities
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.compilation import platform
 
@@ -121,12 +121,12 @@ class RowPlan(eqx.Module):
     Attributes:
         order: Of the shells of each batch: those of most primitives first.
         depths: Numbers of shells and of their primitives, one group after another, of each batch.
-        reach: How far the shells reach, in this order.
+        capacities: Numbers of shells that programs for a part of them are made for.
     """
 
     order: tuple[Int[Array | np.ndarray, "_"], ...]
     depths: Depths = eqx.field(static=True)
-    reach: Reach
+    capacities: tuple[Counts, ...] = eqx.field(static=True)
 
     def ordered(self, basis: Basis) -> Basis:
         """The same functions, the shells of each batch in this order."""
@@ -149,10 +149,8 @@ def plan_rows(basis: Basis) -> RowPlan:
         counts = counts[order].tolist()
         orders.append(order)
         groups.append(tuple((len(list(same)), count) for count, same in groupby(counts)))
-    pairs = zip(basis.batches, orders, strict=True)
-    batches = tuple(jax.tree.map(lambda x: x[order], batch) for batch, order in pairs)  # noqa: B023
-    reach = Reach.of_basis(replace(basis, batches=batches), tuple(groups))
-    return RowPlan(tuple(orders), tuple(groups), reach)
+    plan = RowPlan(tuple(orders), tuple(groups), ())
+    return replace(plan, capacities=plan_capacities(plan.ordered(basis), plan.depths))
 
 
 def shell_rows(

@@ -81,11 +81,12 @@ class GridXC(eqx.Module):
         self.functional = functional
         rows = plan_rows(basis) if rows is None else rows
         self.basis = basis = rows.ordered(basis)
-        self.depths, self.reach = rows.depths, rows.reach
+        self.depths = rows.depths
         self.mesh, ndevice = mesh, 1 if mesh is None else mesh.size
         chunk = min(chunk, -(-grid.reference.quadrature.size // ndevice)) if mesh else chunk
         self.adjustment = grid.adjustment
         self.positions = jnp.asarray(positions)
+        self.reach = Reach.of_basis(basis, rows.capacities, self.positions.dtype)
         grid = grid.along_curve(self.positions) if self.reach.capacities else grid
         self.points = grid.chunks(chunk, ndevice)
         self.ao_dtype = jnp.dtype(self.positions.dtype if ao_dtype is None else ao_dtype)

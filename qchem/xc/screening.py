@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Counts, Depths, Reach
 from qchem.basis.spherical import ncomponent
-from qchem.compilation import platform
 
 
 class Shells(NamedTuple):
@@ -32,11 +31,11 @@ def over_reaching(
 ) -> Any:
     """The function of the shells that reach the points, and of some more up to a capacity.
 
-    Which ones is constant to derivatives. Elsewhere than on a CPU, where no branch is spared, and
-    where there are no capacities, it is the function of all shells.
+    Which ones is constant to derivatives. Where there are no capacities, it is the function of all
+    shells.
     """
     everything = Shells(basis, depths)
-    if not reach.capacities or platform() != "cpu":
+    if not reach.capacities:
         return function(everything)
     positions, points = jax.lax.stop_gradient((positions, points))
     high, low = jnp.max(points, axis=0), jnp.min(points, axis=0)
@@ -45,8 +44,7 @@ def over_reaching(
     distance = jnp.sqrt(jnp.sum((positions - center[None]) ** 2, axis=1)) - radius
     excess = []  # by which each shell reaches further
     for batch, radii in zip(basis.batches, reach.radii, strict=True):
-        of_shell = jnp.asarray(jax.lax.stop_gradient(radii), distance.dtype)
-        excess.append(of_shell - distance[batch.atom])
+        excess.append(radii - distance[batch.atom])
     branches = [
         lambda counts=counts: function(_reaching(basis, depths, counts, excess))
         for counts in reach.capacities
