@@ -194,8 +194,11 @@ def coulomb_4c(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, " nq
     """(ab|cd) with 8-fold symmetry: packed pairs of packed pairs."""
     ordered, place = in_order(pairs, npair)
     row = jnp.arange(npair, dtype=jnp.int32)
-    integrals = coulomb_rows(*ordered, row * (row + 1) // 2, npair * (npair + 1) // 2)
-    first, second = (place[i] for i in np.tril_indices(npair))
+    size = npair * (npair + 1) // 2
+    integrals = coulomb_rows(*ordered, row * (row + 1) // 2, size)
+    first = jnp.repeat(row, row + 1, total_repeat_length=size)
+    second = jnp.arange(size, dtype=jnp.int32) - first * (first + 1) // 2
+    first, second = place[first], place[second]
     high, low = jnp.maximum(first, second), jnp.minimum(first, second)
     return integrals[high * (high + 1) // 2 + low]
 
