@@ -133,11 +133,12 @@ def main(options: Options) -> None:
     configure_jax()
     print(f"device: {device()}")
     experiment, model = model_of(options.run)
-    (family,), sampler = experiment.config.family, experiment.config.sampler
+    index = experiment.family(None)  # there has to be one alone
+    family, sampler = experiment.config.family[index], experiment.config.sampler
     start = perf_counter()
-    found = collect(experiment, 0, model, options.samples, seed=options.seed)
+    found = collect(experiment, index, model, options.samples, seed=options.seed)
     print(f"{found.summary()}\n{perf_counter() - start:.0f} s")
-    numbers = experiment.families[0].numbers
+    numbers = experiment.families[index].numbers
     nchain = sampler.chains // (1 + len(sampler.ladder))
     ours = found.positions[: len(found.positions) // nchain * nchain]
     ours = np.swapaxes(ours.reshape(-1, nchain, *ours.shape[1:]), 0, 1)
