@@ -8,7 +8,7 @@ in positions.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from math import comb, perm, pi, prod, sqrt
 
 import equinox as eqx
@@ -140,9 +140,7 @@ def _potentials_jvp(sides, order, primals, tangents):
             change = change + dcenter[:, :, axis][:, :, None, None]
         if not isinstance(dket_center, SymbolicZero):
             change = change - _per_function(sides, dket_center[:, axis])[None, None, None]
-        source = lowered_index(order + 1, lowest, order, lowest, axis, 1)
-        place = np.argsort(source)[:size]  # of the power that is one higher
-        tangent = tangent + raised[:, :, place] * change
+        tangent = tangent + raised[:, :, _raised_index(order, lowest, axis)] * change
     shape = nrow, nprim * size, raised.shape[3]
     return value.reshape(shape), tangent.reshape(shape)
 
@@ -257,21 +255,10 @@ def _instantiated(primals, tangents):
     )
 
 
-def _padded(sides, coefficient):
-    """With the powers of one order more."""
-    order, lowest, *_ = sides
-    missing = nhermite(order + 1, lowest) - coefficient.shape[3]
-    return jnp.pad(coefficient, ((0, 0), (0, 0), (0, 0), (0, missing)))
-
-
-def _raised(sides, coefficient):
-    """Coefficients of the derivatives along each axis, among the powers of one order more."""
-    order, lowest, *_ = sides
-    zero = jnp.zeros_like(coefficient[..., :1])
-    padded = jnp.concatenate([coefficient, zero], axis=-1)
-    return [
-        padded[..., lowered_index(order + 1, lowest, order, lowest, axis, 1)] for axis in range(3)
-    ]
+def _raised_index(order, lowest, axis):
+    """For each power up to an order: the place of the one that is higher along an axis."""
+    source = lowered_index(order + 1, lowest, order, lowest, axis, 1)
+    return np.argsort(source)[: nhermite(order, lowest)]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -292,30 +279,39 @@ def _weighted_jvp(sides, primals, tangents):
     if _widths_move(dwidth, dket_width, dcharge):
         tangents = _instantiated(primals, tangents)
         return jax.jvp(partial(_weighted_integrals, sides), primals, tangents)
-    potentials = _potentials(sides, sides[0] + 1, width, center, *ket)
-    nrow, nfunction, nprim, npower = coefficient.shape
-    # Derivative of the sum in coefficients of any power.
-    slope = jnp.einsum("rfj,rpj->rfp", weight, potentials, precision="highest")
-    slope = slope.reshape(nrow, nfunction, nprim, -1)
-    value = jnp.vdot(slope[..., :npower], coefficient, precision="highest")
-    raised = _raised(sides, coefficient)
+    order, lowest, _ = sides
+    nrow, _, nprim, npower = coefficient.shape
+    every = _potentials(sides, order + 1, width, center, *ket)
+    every = every.reshape(nrow, nprim, -1, weight.shape[2])
+    potentials = every[:, :, :npower].reshape(nrow, nprim * npower, -1)
+    # Derivative of the sum in coefficients.
+    slope = jnp.einsum("rpj,rfj->rpf", potentials, weight, precision="highest")
+    slope = jnp.swapaxes(slope, 1, 2).reshape(coefficient.shape)
+    value = jnp.vdot(slope, coefficient, precision="highest")
     tangent = jnp.zeros_like(value)
     if not isinstance(dcoefficient, SymbolicZero):
-        tangent = tangent + jnp.vdot(slope[..., :npower], dcoefficient, precision="highest")
-    if not isinstance(dcenter, SymbolicZero):
+        tangent = tangent + jnp.vdot(slope, dcoefficient, precision="highest")
+    moving = [not isinstance(x, SymbolicZero) for x in (dcenter, dket_center)]
+    if any(moving):
+        charges = coefficient.reshape(*weight.shape[:2], -1)
+        charges = jnp.einsum("rfp,rfj->rpj", charges, weight, precision="highest")
+        charges = charges.reshape(nrow, nprim, npower, -1)
+        charges, every = (jax.lax.split(x, [1] * x.shape[2], 2) for x in (charges, every))
         for axis in range(3):
-            force = jnp.sum(slope * raised[axis], axis=(1, 3))
-            tangent = tangent + jnp.vdot(force, dcenter[..., axis], precision="highest")
-    if not isinstance(dket_center, SymbolicZero):
-        every = jnp.stack(raised, axis=2).reshape(nrow, 3 * nfunction, nprim, -1)
-        values = _contracted(every, potentials).reshape(nrow * nfunction, 3, -1)
-        values = (values * weight.reshape(-1, 1, weight.shape[2])).reshape(len(values), -1)
-        force = jnp.dot(jnp.ones(len(values), values.dtype), values, precision="highest")
-        force = force.reshape(3, -1)
-        steps = jnp.stack([_per_function(sides, dket_center[:, n]) for n in range(3)])
-        tangent = tangent - jnp.vdot(force, steps, precision="highest")
+            # What each primitive feels of each function of the ket, and the reverse.
+            raised = _raised_index(order, lowest, axis)
+            terms = [charge * every[n] for charge, n in zip(charges, raised, strict=True)]
+            force = reduce(jnp.add, terms).reshape(nrow * nprim, -1)
+            if moving[0]:
+                on_bra = jnp.dot(force, jnp.ones_like(force[0]), precision="highest")
+                step = dcenter[:, :, axis].ravel()
+                tangent = tangent + jnp.vdot(on_bra, step, precision="highest")
+            if moving[1]:
+                on_ket = jnp.dot(jnp.ones_like(force[:, 0]), force, precision="highest")
+                step = _per_function(sides, dket_center[:, axis])
+                tangent = tangent - jnp.vdot(on_ket, step, precision="highest")
     if not isinstance(dweight, SymbolicZero):
-        integrals = _contracted(_padded(sides, coefficient), potentials)
+        integrals = _contracted(coefficient, potentials)
         tangent = tangent + jnp.vdot(integrals, dweight, precision="highest")
     return value, tangent
 
