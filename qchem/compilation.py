@@ -27,6 +27,7 @@ import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
+from qchem.linear_algebra import prepare_lapack
 
 # XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
 # makes is as fast (benchmarks/compile_options.py).
@@ -140,7 +141,7 @@ class _Executable:
             return None
         try:
             serialized, in_tree, out_tree, skeleton, devices = _Unpickler(BytesIO(content)).load()
-            _prepare_linear_algebra()
+            prepare_lapack()
             return cls(
                 deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices),
                 skeleton,
@@ -252,12 +253,6 @@ def remove_unused(folder: Path) -> None:
         with suppress(OSError):  # another process may be faster
             if time.time() - path.stat().st_mtime > 86400 * _UNUSED_DAYS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@cache
-def _prepare_linear_algebra() -> None:
-    """LAPACK's routines, which JAX looks up when it lowers a first program that needs them."""
-    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 @cache
