@@ -2,9 +2,9 @@
 
 Clusters of water molecules on a cubic lattice, turned at random but never too close, in density
 fitting, on all cores. Each row has a process of its own: the first calculation, with what compiling
-has taken (`compile_s`) subtracted; `scf_s` is per cycle. Errors are deviations from PySCF's energy, converged
-by its defaults, hartree. The last rows are the exponents k of time ~ nao^k, fitted by least squares
-to the three largest sizes.
+has taken (`compile_s`) subtracted; `scf_s` is per cycle. Errors are deviations from PySCF's energy,
+converged by its defaults, hartree. The last rows are the exponents k of time ~ nao^k, fitted by
+least squares to the three largest sizes.
 """
 
 from concurrent.futures import ProcessPoolExecutor
