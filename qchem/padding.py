@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.atomic_grid import elements_of, npoint_of_element, period_of
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell, shells_from_name
 from qchem.basis.rows import plan_rows
 from qchem.compilation import program
 from qchem.dispersion import Dispersion
-from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
+from qchem.grids import Grid, GridPoints
 from qchem.integrals.pairs import plan_pairs
 from qchem.integrals.solid import plan_solid
 from qchem.precision import in_dtype

@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose
 
 import qchem
 from qchem import calculation
-from qchem.grids import Grid, elements_of, npoint_of_element, period_of
+from qchem.atomic_grid import elements_of, npoint_of_element, period_of
+from qchem.grids import Grid
 from qchem.padding import LARGEST, Padded
 
 from . import oracle
