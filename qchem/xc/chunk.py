@@ -193,14 +193,14 @@ class _Chunk:
 
     def _by_atom(self, rows):
         """Sums over the shells of each atom, of an array or None for each batch."""
-        total = None
-        for batch, x in zip(self.placement.basis.batches, rows, strict=True):
-            if x is not None:
-                natom = self.placement.basis.natom
-                own = jax.nn.one_hot(batch.atom, natom, dtype=x.dtype, axis=0)
-                part = _dot(own, x)
-                total = part if total is None else total + part
-        return total
+        pairs = zip(self.placement.basis.batches, rows, strict=True)
+        found = [(batch.atom, x) for batch, x in pairs if x is not None]
+        if not found:
+            return None
+        # One product: XLA makes terms of few shells anew for each atom.
+        atoms, rows = (jnp.concatenate(x) for x in zip(*found, strict=True))
+        own = jax.nn.one_hot(atoms, self.placement.basis.natom, dtype=rows.dtype, axis=0)
+        return _dot(own, rows)
 
     def energy(self, learned, density):
         points, weights = self.place(self.placement.positions)
