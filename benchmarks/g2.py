@@ -25,7 +25,7 @@ import qchem
 from benchmarks.measure import configure_jax
 from benchmarks.report import RESULTS
 from benchmarks.table import Table, result_row
-from qchem.grids import period_of
+from qchem.atomic_grid import period_of
 
 COLUMNS = (
     "molecule xc multiplicity nao energy pyscf error converged cycles products stages s2 pyscf_s2 "

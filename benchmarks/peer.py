@@ -5,6 +5,7 @@ from time import perf_counter
 
 import numpy as np
 from pyscf import dft, gto, lib, scf
+from threadpoolctl import threadpool_limits
 
 from benchmarks.measure import threads
 from benchmarks.reference import Case
@@ -13,6 +14,8 @@ from qchem.basis.library import default_auxiliary
 from qchem.molecule import SYMBOLS
 
 lib.num_threads(threads())
+# Ours keeps SciPy's LAPACK on one thread (qchem.linear_algebra); PySCF's is given them all.
+_all_threads = threadpool_limits.wrap(limits=threads(), user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Solution:
     newton: bool
 
 
+@_all_threads
 def converged(
     mol: Molecule,
     basis: str,
@@ -133,6 +137,7 @@ def converged(
     return Solution(float(mf.e_tot), float(s2), bool(mf.converged), second)
 
 
+@_all_threads
 def calculate(
     case: Case,
     numbers: tuple[int, ...],
@@ -173,6 +178,7 @@ def calculate(
     )
 
 
+@_all_threads
 def energy_of_density(
     case: Case, numbers: tuple[int, ...], positions: np.ndarray, factor: np.ndarray
 ) -> float:
@@ -181,6 +187,7 @@ def energy_of_density(
     return float(mf.energy_tot(dm=factor[0] @ factor[0].T))
 
 
+@_all_threads
 def dense_integrals(
     case: Case, numbers: tuple[int, ...], positions: np.ndarray
 ) -> tuple[np.ndarray, ...]:

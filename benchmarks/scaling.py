@@ -1,10 +1,10 @@
 """How do time and memory grow with the size of a molecule, stage by stage, beside PySCF?
 
 Clusters of water molecules on a cubic lattice, turned at random but never too close, in density
-fitting. Each row has a process of its own: the first calculation, with what compiling has taken
-(`compile_s`) subtracted; `scf_s` is per cycle. Errors are deviations from PySCF's energy, converged
-by its defaults, hartree. The last rows are the exponents k of time ~ nao^k, fitted by least squares
-to the three largest sizes.
+fitting, on all cores. Each row has a process of its own: the first calculation, with what compiling
+has taken (`compile_s`) subtracted; `scf_s` is per cycle. Errors are deviations from PySCF's energy,
+converged by its defaults, hartree. The last rows are the exponents k of time ~ nao^k, fitted by
+least squares to the three largest sizes.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -89,11 +89,12 @@ def compiling():
 def run(count: int, xc: str, options: Options) -> dict[str, Any]:
     """One row, measured in this process."""
     configure_jax()
+    mesh = qchem.use_cores()
     mol = cluster(count)
     row: dict[str, Any] = {"waters": count, "xc": xc, "basis": options.basis, "grid": options.grid}
     row |= dict.fromkeys(("forces_s", "pyscf_energy_s", "ratio", "energy_error", "failure"))
     with_forces = count <= options.forces
-    calculate = _stages(mol, xc, options, with_forces)
+    calculate = _stages(mol, xc, options, with_forces, mesh)
     try:
         stages = dict(calculate)
     except qchem.NotEnoughMemoryError as error:
@@ -115,12 +116,13 @@ def run(count: int, xc: str, options: Options) -> dict[str, Any]:
     return row
 
 
-def _stages(mol, xc, options, with_forces):
+def _stages(mol, xc, options, with_forces, mesh):
     """Seconds of each stage without those of compilation, and the result."""
     compile_s = 0.0
     with compiling() as seconds:
         start = perf_counter()
         settings = {"two_electron": "df", "grid": options.grid, "forces": with_forces}
+        settings["mesh"] = mesh
         result = qchem.energy(mol, options.basis, xc, **settings)
         energy_s = perf_counter() - start - sum(seconds)
         compile_s += sum(seconds)

@@ -80,7 +80,7 @@ def energy(
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
         field: A uniform electric field, hartree/(e bohr).
         forces: The result will be asked for forces: where the memory would not hold their part of
-            the calculation, that is said at the start.
+            the calculation, that is said at the start; and their program is made meanwhile.
         mesh: Devices that share integrals and grid, by one axis called "molecule": see
             `qchem.use_cores`.
         precision: "mixed" has float32 where most of the time goes, for devices that are slow in
@@ -113,6 +113,8 @@ def energy(
     options = resolved_options(scf_options, precision)
     check_solver(solver, options)
     first = _guess(guess, method)
+    if forces and not options.get("smearing"):
+        padded.expect_gradient(molecule.positions, nocc)
     timings = {"plan": perf_counter() - start}
     start = perf_counter()
     hamiltonian, screened = jax.block_until_ready(padded.hamiltonian(molecule.positions))

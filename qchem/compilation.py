@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, wraps
+from functools import cache, update_wrapper
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
+from qchem.linear_algebra import prepare_lapack
 
 # XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
 # makes is as fast (benchmarks/compile_options.py).
@@ -54,35 +55,76 @@ def traced_for(name: str) -> Iterator[None]:
         yield
 
 
-def program(function: Callable[..., Any]) -> Callable[..., Any]:
+def program(function: Callable[..., Any]) -> Program:
     """`equinox.filter_jit` for whole programs.
 
     Where JAX has a cache directory, the compiled program is kept there and found by a later process
     without tracing, if `function` and all static parts of its arguments are of this package or of
     those that it depends on.
     """
-    known: dict[Any, _Executable] = {}
-    lock = threading.Lock()
+    return Program(function)
 
-    within = eqx.filter_jit(function)  # another program, which has options of its own
 
-    @wraps(function)
-    def call(*args, **kwargs):
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        if jax.config.jax_disable_jit or any(isinstance(x, jax.core.Tracer) for x in leaves):
-            return within(*args, **kwargs)
-        arrays = [x for x in leaves if _is_array(x)]
-        fixed = [_Abstract.of(x) if _is_array(x) else x for x in leaves]
+class Program:
+    """A function that is compiled once for each kind of arguments; see `program`."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._within = eqx.filter_jit(function)  # another program, which has options of its own
+        self._known: dict[Any, _Executable] = {}
+        self._lock = threading.Lock()
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns, arrays as those of JAX."""
+        request = _Request.of(args, kwargs)
+        if request is None:
+            return self._within(*args, **kwargs)
+        return self._executable(request)(request.arrays)
+
+    def ahead(self, *args: Any, **kwargs: Any) -> None:
+        """Have the program found, or else compiled, in another thread while this one goes on.
+
+        Args:
+            *args, **kwargs: As in the call to come, but for the elements of arrays.
+        """
+
+        def make():
+            # What fails here fails again, and is seen, where the program is called. Some settings
+            # are a thread's own.
+            with suppress(Exception):
+                if request.key == _Request.of(args, kwargs).key:
+                    self._executable(request)
+
+        if (request := _Request.of(args, kwargs)) is not None:
+            threading.Thread(target=make).start()
+
+    def _executable(self, request):
+        with self._lock:
+            found = self._known.get(request.key)
+            if found is None:
+                found = self._known[request.key] = _Executable.of(self._function, request)
+        return found
+
+
+class _Request:
+    """Arguments: their arrays, and all else, which a program is made for."""
+
+    def __init__(self, leaves: list[Any], tree: jax.tree_util.PyTreeDef):
+        self.tree = tree
+        self.arrays = [x for x in leaves if _is_array(x)]
+        self.fixed = [_Abstract.of(x) if _is_array(x) else x for x in leaves]
         settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
         place = platform(), jax.config.jax_default_device
-        key = tree, tuple((type(x), x) for x in fixed), settings, place
-        with lock:
-            executable = known.get(key)
-            if executable is None:
-                executable = known[key] = _Executable.of(function, tree, fixed, arrays)
-        return executable(arrays)
+        self.key = tree, tuple((type(x), x) for x in self.fixed), settings, place
 
-    return call
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Request | None:
+        """None within another program, or where nothing is to be compiled."""
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        if jax.config.jax_disable_jit or any(isinstance(x, jax.core.Tracer) for x in leaves):
+            return None
+        return cls(leaves, tree)
 
 
 def _is_array(x):
@@ -117,17 +159,17 @@ class _Executable:
         self._leaves, self._tree = jax.tree.flatten(skeleton)
 
     @classmethod
-    def of(cls, function, tree, fixed, arrays) -> _Executable:
+    def of(cls, function, request) -> _Executable:
         """From the disk, or else compiled."""
-        path = _path(function, tree, fixed)
+        path = _path(function, request.tree, request.fixed)
         found = None if path is None else cls._loaded(path)
         if found is None:
-            hits = _hits()
-            before = len(hits)
-            compiled, skeleton = _compiled(function, tree, fixed, arrays)
+            here, hits = threading.get_ident(), _hits()
+            before = hits.count(here)
+            compiled, skeleton = _compiled(function, request.tree, request.fixed, request.arrays)
             found = cls(compiled, skeleton)
             # What XLA has read from JAX's cache it cannot write again (jaxlib 0.10, CPU).
-            if path is not None and len(hits) == before:
+            if path is not None and hits.count(here) == before:
                 _keep(path, compiled, skeleton)
         return found
 
@@ -140,7 +182,7 @@ class _Executable:
             return None
         try:
             serialized, in_tree, out_tree, skeleton, devices = _Unpickler(BytesIO(content)).load()
-            _prepare_linear_algebra()
+            prepare_lapack()
             return cls(
                 deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices),
                 skeleton,
@@ -214,13 +256,13 @@ def _devices(compiled) -> list[jax.Device]:
 
 
 @cache
-def _hits() -> list[str]:
-    """Every program that JAX has found in its cache since the first call."""
-    found: list[str] = []
+def _hits() -> list[int]:
+    """The thread of every program that JAX has found in its cache since the first call."""
+    found: list[int] = []
 
     def listen(event, **_):
         if event == "/jax/compilation_cache/cache_hits":
-            found.append(event)
+            found.append(threading.get_ident())
 
     jax.monitoring.register_event_listener(listen)
     return found
@@ -252,12 +294,6 @@ def remove_unused(folder: Path) -> None:
         with suppress(OSError):  # another process may be faster
             if time.time() - path.stat().st_mtime > 86400 * _UNUSED_DAYS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@cache
-def _prepare_linear_algebra() -> None:
-    """LAPACK's routines, which JAX looks up when it lowers a first program that needs them."""
-    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 @cache

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.atomic_grid import elements_of, npoint_of_element, period_of
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell, shells_from_name
 from qchem.basis.rows import plan_rows
 from qchem.compilation import program
 from qchem.dispersion import Dispersion
-from qchem.grids import Grid, GridPoints, elements_of, npoint_of_element, period_of
+from qchem.grids import Grid, GridPoints
 from qchem.integrals.pairs import plan_pairs
 from qchem.integrals.solid import plan_solid
 from qchem.precision import in_dtype
@@ -179,18 +180,29 @@ class Padded:
         occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
-        method, dispersion = parted(self.method)
+        slope = _gradient(*self._gradient_arguments(positions, orbitals, occupation))
+        slope = np.asarray(slope)[: self.natom]
+        if self.method.dispersion is not None:
+            energy = self.method.dispersion.energy
+            slope = slope + np.asarray(jax.grad(energy)(jnp.asarray(positions)))
+        return slope
+
+    def expect_gradient(
+        self, positions: Float[Array | np.ndarray, "natom 3"], nocc: tuple[int, ...]
+    ) -> None:
+        """Have the program of `gradient` of so many whole orbitals made meanwhile."""
+        orbitals = np.zeros((len(nocc), self.nao, max(nocc)), np.asarray(positions).dtype)
+        _gradient.ahead(*self._gradient_arguments(positions, orbitals, None))
+
+    def _gradient_arguments(self, positions, orbitals, occupation):
+        method, _ = parted(self.method)
         method = in_dtype(method, np.asarray(positions).dtype)
         norbital = orbitals.shape[2]
         ncolumn = self.columns(norbital)
         orbitals = self.orbitals(orbitals, ncolumn)
         if occupation is not None:
             occupation = np.pad(np.asarray(occupation), ((0, 0), (0, ncolumn - norbital)))
-        slope = _gradient(method, self.positions(positions), orbitals, occupation)
-        slope = np.asarray(slope)[: self.natom]
-        if dispersion is not None:
-            slope = slope + np.asarray(jax.grad(dispersion.energy)(jnp.asarray(positions)))
-        return slope
+        return method, self.positions(positions), orbitals, occupation
 
     def grown(self, scf: SCFResult, nocc: tuple[int, ...]) -> SCFResult:
         """The reverse of `cut`, where no occupation is fractional."""

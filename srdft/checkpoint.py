@@ -19,7 +19,7 @@ import jax
 
 from qchem import InputError, QChemError
 
-FORMAT = "srdft checkpoint 1"
+FORMAT = "srdft checkpoint 2"
 CHECKPOINTS = LATEST, BEST = "latest.ckpt", "best.ckpt"
 State = TypeVar("State")
 

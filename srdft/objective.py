@@ -185,18 +185,23 @@ class GaussNewton(eqx.Module):
 
     @eqx.filter_jit
     def step(
-        self, state: NormalEquations, model: OperatorMixture, scale: Float[Array, ""] | float = 1.0
+        self,
+        state: NormalEquations,
+        model: OperatorMixture,
+        scale: Float[Array, ""] | float = 1.0,
+        caution: Float[Array, ""] | float = 1.0,
     ) -> OperatorMixture:
         """The model with the weights that the gathered equations ask for.
 
         Args:
             scale: Part of the way that is gone, 0 to 1.
+            caution: Multiplies the ridge.
         """
         weights = model.weights.reshape(*state.vector.shape)
         changes = []
         for place in np.ndindex(*weights.shape[:2]):
             matrix, vector = state.matrix[place], state.vector[place]
-            damping = self.ridge * jnp.maximum(state.count, 1)
+            damping = self.ridge * caution * jnp.maximum(state.count, 1)
             damped = matrix + damping * jnp.eye(vector.size, dtype=vector.dtype)
             missing = vector - matrix @ weights[place]
             changes.append(jax.scipy.linalg.solve(damped, missing, assume_a="pos"))

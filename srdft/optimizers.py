@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,8 +13,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from srdft.objective import GaussNewton
+from srdft.objective import GaussNewton, NormalEquations
 from srdft.parallel import Workers
+
+# The ridge begins so many times larger; after a step that held on new geometries it is divided by
+# the second number, after one that did not multiplied by the third.
+_CAUTION, _TRUST, _DISTRUST = 100.0, 2.0, 10.0
 
 
 class Judgement(eqx.Module):
@@ -146,12 +151,29 @@ class FirstOrder(AbstractOptimizer):
         return eqx.combine(new, rest), new_state, mean_judgement(judgements)
 
 
+class SecondOrderState(eqx.Module):
+    """What a Gauss-Newton training remembers.
+
+    Attributes:
+        equations: Of past batches.
+        before: The weights before the last step.
+        caution: What the ridge is multiplied by, 1 or more.
+    """
+
+    equations: NormalEquations
+    before: Float[Array, "nstep nspin nclass nop nfeature"]
+    caution: Float[Array, ""]
+
+
 class SecondOrder(AbstractOptimizer):
     """Gauss-Newton steps for models whose Fock matrix is linear in the weights.
 
     The energy may rise a little while the later of several learned steps adapt to the earlier. But
     a step that raises the mean energy of its own batches by more than their estimated error is made
-    shorter, and given up where that does not help.
+    shorter, and given up where that does not help. Few geometries do not determine the weights, and
+    what fits them may be wild elsewhere: if on the next batches the mean energy is higher than that
+    of the weights before the step by more than the estimated error of these, the step is taken back
+    and the ridge is raised; it begins high, and falls with each step that holds.
 
     Attributes:
         gauss_newton: Gathers and solves the equations.
@@ -166,7 +188,8 @@ class SecondOrder(AbstractOptimizer):
     halvings: int = eqx.field(static=True, default=4)
 
     def init(self, model):
-        return self.gauss_newton.init(model)
+        caution = jnp.asarray(_CAUTION, model.weights.dtype)
+        return SecondOrderState(self.gauss_newton.init(model), model.weights, caution)
 
     def update(self, model, state, families, batches, workers):
         nothing = self.gauss_newton.init(model)
@@ -184,11 +207,31 @@ class SecondOrder(AbstractOptimizer):
             equations, judgement = workers.total(one, (nothing, family, model), positions)
             gathered.append(equations)
             judgements.append(_over(judgement, len(positions)))
-        state = jax.tree.map(lambda old, *new: self.memory * old + sum(new), state, *gathered)
-        judgement = mean_judgement(judgements)
-        bound = judgement.energy + judgement.error
-        model = self._search(model, state, families, batches, workers, bound)
-        return model, state, judgement
+        of_model = mean_judgement(judgements)
+        before = eqx.tree_at(lambda model: model.weights, model, state.before)
+        of_before = mean_judgement(
+            [
+                self.judge(family, before, positions, workers)
+                for family, positions in zip(families, batches, strict=True)
+            ]
+        )
+        highest = of_before.energy + of_before.error
+        back = jnp.isfinite(highest) & ~(of_model.energy <= highest)
+
+        def chosen(if_back, otherwise):
+            return jax.tree.map(partial(jnp.where, back), if_back, otherwise)
+
+        equations = jax.tree.map(
+            lambda old, *new: self.memory * old + sum(new), state.equations, *gathered
+        )
+        state = SecondOrderState(
+            chosen(state.equations, equations),
+            chosen(before.weights, model.weights),
+            chosen(_DISTRUST * state.caution, jnp.maximum(state.caution / _TRUST, 1)),
+        )
+        bound = chosen(highest, of_model.energy + of_model.error)
+        start = eqx.tree_at(lambda model: model.weights, model, state.before)
+        return self._search(start, state, families, batches, workers, bound), state, of_model
 
     def _search(self, model, state, families, batches, workers, bound):
         """The first of ever shorter steps whose mean energy is within the bound; else no step."""
@@ -205,7 +248,8 @@ class SecondOrder(AbstractOptimizer):
             return sum(means) / len(means)
 
         weights, rest = eqx.partition(model, eqx.is_inexact_array)
-        whole, _ = eqx.partition(self.gauss_newton.step(state, model), eqx.is_inexact_array)
+        whole = self.gauss_newton.step(state.equations, model, caution=state.caution)
+        whole, _ = eqx.partition(whole, eqx.is_inexact_array)
 
         def stepped(tries):
             scale = self.scale * jnp.exp2(-tries.astype(bound.dtype))

@@ -1,5 +1,6 @@
 """Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
 
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -163,3 +164,25 @@ def test_what_was_not_used_for_a_month_is_removed(tmp_path):
     os.utime(old, (time.time() - 40 * 86400,) * 2)
     remove_unused(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_program_is_made_ahead(cache):
+    """Of other values, in another thread; the call then finds it in memory."""
+    run = program(canonical_orthogonalizer)
+    run.ahead(np.zeros_like(OVERLAP))
+    for _ in range(600):
+        if kept(cache):
+            break
+        time.sleep(0.1)
+    with oracle.compilations() as compiled:
+        found = run(OVERLAP)
+    assert compiled == []
+    jax.tree.map(np.testing.assert_array_equal, found, program(canonical_orthogonalizer)(OVERLAP))
+
+
+def test_what_cannot_be_made_ahead_fails_where_it_is_called(cache):
+    run = program(canonical_orthogonalizer)
+    run.ahead(np.zeros(3))
+    with pytest.raises((TypeError, ValueError)):
+        run(np.zeros(3))
+    assert kept(cache) == []

@@ -11,7 +11,7 @@ from pyscf import dft, gto
 from pyscf.dft import radi
 from scipy.spatial import cKDTree
 
-from qchem import grids
+from qchem import becke
 from qchem.errors import InputError
 from qchem.grids import Grid, GridPoints
 from qchem.units import BOHR_IN_ANGSTROM
@@ -235,14 +235,14 @@ def test_cells_without_a_share_are_passed_over(monkeypatch):
         return grid.place(positions, part)[1], *jax.jvp(gradient, (positions,), (step,))
 
     def shares():
-        distance = grids._distances(chain, chain[part.atom] + part.offsets)
-        inverse = grids._inverse(grids._distances(chain, chain))
+        distance = becke._distances(chain, chain[part.atom] + part.offsets)
+        inverse = becke._inverse(becke._distances(chain, chain))
         own = (np.arange(len(chain))[:, None] == part.atom[None]).astype(float)
-        return own - grids._partition(distance, inverse, grid.adjustment, part.atom)[1]
+        return own - becke._partition(distance, inverse, grid.adjustment, part.atom)[1]
 
-    assert len(chain) <= 2 * grids._NEAR and np.all(shares().max(axis=1) > 0)
+    assert len(chain) <= 2 * becke._NEAR and np.all(shares().max(axis=1) > 0)
     together = jax.jit(lambda r: derivatives(r))(chain)
-    monkeypatch.setattr(grids, "_NEAR", 3)
+    monkeypatch.setattr(becke, "_NEAR", 3)
     assert 1 <= np.sum(~np.any(shares(), axis=1)) < len(chain)  # passed over
     screened = jax.jit(lambda r: derivatives(r))(chain)
     for one, other in zip(screened, together, strict=True):

@@ -7,8 +7,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 import qchem
-from qchem import calculation
-from qchem.grids import Grid, elements_of, npoint_of_element, period_of
+from qchem import calculation, padding
+from qchem.atomic_grid import elements_of, npoint_of_element, period_of
+from qchem.compilation import _Request
+from qchem.grids import Grid
 from qchem.padding import LARGEST, Padded
 
 from . import oracle
@@ -56,6 +58,27 @@ def alone(monkeypatch):
 def padded(mol, basis="def2-svp"):
     names = calculation._names(mol, basis, "b3lyp", "exact", None, 3, False)
     return calculation._cached(calculation._padded, names)
+
+
+def test_the_program_that_is_expected_is_the_one_that_forces_need(monkeypatch):
+    mol, nocc = methanium(0), (5, 4)
+    made = padded(mol)
+    asked = []
+
+    class Spy:
+        def ahead(self, *arguments):
+            asked.append(_Request.of(arguments, {}).key)
+
+        def __call__(self, *arguments):
+            self.ahead(*arguments)
+            return np.zeros((len(made.method.numbers), 3))
+
+    monkeypatch.setattr(padding, "_gradient", Spy())
+    made.expect_gradient(mol.positions, nocc)
+    assert made.gradient(mol.positions, np.ones((2, made.nao, 5))).shape == (6, 3)
+    made.gradient(mol.positions, np.ones((1, made.nao, 5)))
+    expected, called, another = asked
+    assert expected == called != another
 
 
 SLOW = pytest.mark.slow

@@ -9,7 +9,7 @@ Coordinates, polynomials and their coefficients are lists of rows (nshell npoint
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import combinations_with_replacement, groupby
 from math import factorial, log
 from typing import Any
 
@@ -26,6 +26,7 @@ from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.compilation import platform
 
 Rows = list[Array | None]
+_UNROLLED = 10  # monomials; sums of more are products with a matrix, which compile sooner
 
 
 class ShellRows:
@@ -52,18 +53,28 @@ class ShellRows:
 
     def columns(self) -> Rows:
         """The functions R A_c, one after another, each of all shells."""
-        return [times(self.radial[0], a) for a in self._polynomials(self._angular, self.l)]
+        return [times(self.radial[0], a) for a in self._polynomials()]
 
     def columns_along(self, b: Sequence[Array], br: Array) -> Rows:
         """Their derivatives along b: R (b · ∇A_c) + R₁ (b · r) A_c, with `br` = b · r."""
-        along = times(self.radial[1], br)
-        columns = [times(along, a) for a in self._polynomials(self._angular, self.l)]
-        if self.l:
-            slopes = [self._polynomials(self._angular @ m, self.l - 1) for m in _gradient(self.l)]
-            for c, slope in enumerate(zip(*slopes, strict=True)):
-                change = summed(times(x[None], s) for x, s in zip(b, slope, strict=True))
-                columns[c] = summed([columns[c], times(self.radial[0], change)])
+        along, columns = times(self.radial[1], br), []
+        for a, *slope in zip(self._polynomials(), *map(self._polynomials, range(3)), strict=True):
+            change = summed(times(x[None], s) for x, s in zip(b, slope, strict=True))
+            columns.append(summed([times(along, a), times(self.radial[0], change)]))
         return columns
+
+    def components(self, derivative: int) -> list[Array]:
+        """Functions and derivatives by the point to order 0, 1 or 2, as `evaluate_ao` has them."""
+        a, (R, *more), r = lru_cache(self._stacked), self.radial, self.r
+        found = [times(R[None], a())]
+        for i in range(3) if derivative > 0 else ():
+            found.append(summed([times(R[None], a(i)), (more[0] * r[i])[None] * a()]))
+        for i, j in combinations_with_replacement(range(3), 2) if derivative > 1 else ():
+            bend = summed([more[1] * r[i] * r[j], more[0] if i == j else None])
+            slopes = [times(more[0][None], times(r[i][None], a(j)))]
+            slopes.append(times(more[0][None], times(r[j][None], a(i))))
+            found.append(summed([times(R[None], a(i, j)), *slopes, bend[None] * a()]))
+        return [x.reshape(-1, x.shape[-1]) for x in found]
 
     def contracted(self, x: Array) -> "Polynomial":
         """Σ_c x_c A_c of rows in the order of `columns`."""
@@ -71,10 +82,36 @@ class ShellRows:
         parts = [x[c * n : (c + 1) * n] for c in range(len(self._angular))]
         return Polynomial(self._monomials, self.l, _combined(self._angular.T, parts))
 
-    def _polynomials(self, matrix: np.ndarray, degree: int) -> Rows:
+    def _polynomials(self, *axes: int) -> Rows:
+        """A_c, or what remains of them when they are differentiated along some axes."""
+        matrix, degree = self._differentiated(axes)
         if degree == 0:
             return [_constant(row[0], self.radial[0].dtype) for row in matrix]
         return _combined(matrix, self._monomials[degree])
+
+    def _stacked(self, *axes: int) -> Array | None:
+        """The same as one array, function by function; None where nothing remains."""
+        matrix, degree = self._differentiated(axes)
+        if not matrix.any():
+            return None
+        dtype = self.radial[0].dtype
+        if degree == 0:
+            return jnp.asarray(matrix[:, :1, None], dtype)
+        if len(self._monomials[degree]) > _UNROLLED:
+            matrix = jnp.asarray(matrix, dtype)
+            return jnp.tensordot(matrix, jnp.stack(self._monomials[degree]), 1, precision="highest")
+        zero = jnp.zeros_like(self._monomials[degree][0])
+        rows = _combined(matrix, self._monomials[degree])
+        return jnp.stack([zero if row is None else row for row in rows])
+
+    def _differentiated(self, axes):
+        """The matrix of A_c, or of what remains of them, and the degree of its monomials."""
+        matrix, degree = self._angular, self.l
+        for axis in axes:
+            if degree == 0:
+                return np.zeros((len(matrix), 1)), 0
+            matrix, degree = matrix @ _gradient(degree)[axis], degree - 1
+        return matrix, degree
 
 
 class Polynomial:
@@ -228,7 +265,7 @@ def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *argum
 
 @jax.custom_jvp
 def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp(x) for x <= 0 to an ulp or two; where it would be less, the smallest normal number.
+    """exp(x) for x <= 0 to an ulp or two; zero where that is no normal number.
 
     2^n exp(f), |f| <= ln(2)/2, n put into the exponent's bits: arithmetic that a compiler
     vectorizes in any loop, which XLA's own it does only in the simplest ones on a CPU.
@@ -237,7 +274,7 @@ def exponential(x: Float[Array, "..."]) -> Float[Array, "..."]:
     integer = jnp.int32 if info.bits == 32 else jnp.int64
     high = 0.693145751953125 if info.bits == 32 else 0.6931471803691238  # few bits: n * high exact
     low = 1.42860682030941723e-6 if info.bits == 32 else 1.9082149292705877e-10
-    x = jnp.maximum(x, info.minexp * log(2))
+    x = jnp.maximum(x, (1 - info.maxexp) * log(2))  # where all bits are zero
     n = jnp.floor(x * (1 / log(2)) + 0.5)
     f = (x - n * high) - n * low
     degree = 8 if info.bits == 32 else 12

@@ -35,6 +35,7 @@ from qchem.integrals.pairs import (
 from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
 from qchem.integrals.two_electron import own_rows, potential, potential_energy
 from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_energy
+from qchem.linear_algebra import keep_lapack_on_one_thread
 from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
 from qchem.scf.orbitals import density_matrix, reorthonormalize
@@ -197,6 +198,8 @@ class Method(eqx.Module):
             precision: "mixed" keeps fitted integrals and AO values, and multiplies both, in
                 float32, for positions in float64; see docs/precision.md.
         """
+        if platform() == "cpu":
+            keep_lapack_on_one_thread()
         if not functional.nonlocal_correlation:
             nonlocal_grid = None
         elif nonlocal_grid is None:

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import ao_of_column, evaluate_columns
+from qchem.basis.evaluate import evaluate_rows
 from qchem.basis.layout import Basis
+from qchem.basis.rows import ao_of_row
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
@@ -75,13 +76,13 @@ class NonlocalCorrelation(eqx.Module):
         share = Share.of(self.mesh)
         total = jnp.sum(dm, axis=0, keepdims=True)
         total = (total + jnp.swapaxes(total, 1, 2)) / 2
-        order = ao_of_column(basis)
+        order = ao_of_row(basis)
         total = total[:, order[:, None], order[None, :]]
 
         @jax.checkpoint
         def of_chunk(part):
             points, weights = Grid(part, adjustment).place(positions)
-            ao = evaluate_columns(basis, positions, points, 1)
+            ao = evaluate_rows(basis, positions, points, 1, fence=part.atom[0] >= 0)
             rho, sigma = density_and_gradient(total, ao)
             return points, weights, rho[0], sigma[0]
 

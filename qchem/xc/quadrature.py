@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.basis.evaluate import ao_of_column, evaluate_columns, rounding_of_columns
+from qchem.basis.evaluate import evaluate_rows, rounding_of_rows
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
 from qchem.basis.rows import RowPlan, ao_of_row, plan_rows, standing
@@ -129,7 +129,7 @@ class GridXC(eqx.Module):
             values = standing(ao[0][0, 0] != jnp.inf, values, rho, sigma, tau)  # NaN goes on
             return jnp.vdot(weights, values, precision="highest")
 
-        return self._integrate(term, density.as_matrix())
+        return self._integrate(term, density)
 
     def _energy_of_rows(self, density):
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
@@ -138,17 +138,20 @@ class GridXC(eqx.Module):
             return eqx.combine(learned, fixed).energy_density(*ingredients, None)
 
         formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
-        order, scale = ao_of_row(self.basis), None
-        if self.ao_dtype != self.positions.dtype:
-            scale = rounding_of_columns(self.basis, self.positions.dtype, self.ao_dtype)
-            scale = scale[jnp.argsort(ao_of_column(self.basis))][order]
-        density = density.in_columns(order, scale)
+        density = self._in_rows(density)
         placement = Placement(self.positions, self.basis, self.adjustment, self.reach)
 
         def of_chunk(params, part):
             return energy_of_chunk(formula, self.ao_dtype, self.depths, *params, part)
 
         return self._sum(of_chunk, (learned, density, placement), self.points)
+
+    def _in_rows(self, density):
+        """The AOs in the order of `ao_of_row`, normalized where their values are rounded."""
+        scale = None
+        if self.ao_dtype != self.positions.dtype:
+            scale = rounding_of_rows(self.basis, self.positions.dtype, self.ao_dtype)
+        return density.in_columns(ao_of_row(self.basis), scale)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
@@ -163,15 +166,11 @@ class GridXC(eqx.Module):
             rho, _ = density_and_gradient(dm, ao[:1])
             return jnp.vdot(weights, jnp.sum(rho, axis=0), precision="highest")
 
-        return self._integrate(term, dm)
+        return self._integrate(term, Density(matrix=dm))
 
-    def _integrate(self, term, dm):
-        order = ao_of_column(self.basis)
-        dm = dm[:, order[:, None], order[None, :]]
+    def _integrate(self, term, density):
+        dm = self._in_rows(density).as_matrix()
         dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
-        if self.ao_dtype != dm.dtype:
-            scale = rounding_of_columns(self.basis, dm.dtype, self.ao_dtype)
-            dm = dm * (scale[:, None] * scale[None, :])[None]
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
@@ -205,7 +204,8 @@ class GridXC(eqx.Module):
         positions, basis, adjustment = placement
         points, weights = Grid(part, adjustment).place(positions)
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
-        return evaluate_columns(basis, positions, points, derivative, self.ao_dtype), weights
+        how = derivative, self.ao_dtype, self.depths, part.atom[0] >= 0
+        return evaluate_rows(basis, positions, points, *how), weights
 
 
 @eqx.filter_custom_vjp

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .elementary import cbrt
+
 RS_FACTOR = (3 / (4 * math.pi)) ** (1 / 3)  # Wigner-Seitz radius = RS_FACTOR rho^(-1/3)
 SLATER = 0.75 * (6 / math.pi) ** (1 / 3)  # exchange of one spin = -SLATER rho_s^(4/3)
 STIFFNESS = 4 / (9 * (2 ** (1 / 3) - 1))  # second derivative of f(zeta) at zeta = 0
@@ -66,7 +68,7 @@ class SpinChannel(_Reduced):
     @cached_property
     def cbrt(self) -> Float[Array, " npoint"]:
         """rho_s^(1/3)."""
-        return jnp.cbrt(self.rho)
+        return cbrt(self.rho)
 
     @property
     def spin_scaling(self) -> float:
@@ -141,7 +143,7 @@ class SpinDensity(_Reduced):
     @cached_property
     def cbrt(self) -> Float[Array, " npoint"]:
         """rho^(1/3) of the total density."""
-        return jnp.cbrt(self.rho) if self.polarized else 2 ** (1 / 3) * self.alpha.cbrt
+        return cbrt(self.rho) if self.polarized else 2 ** (1 / 3) * self.alpha.cbrt
 
     @cached_property
     def rs(self) -> Float[Array, " npoint"]:

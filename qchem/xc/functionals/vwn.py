@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .density import STIFFNESS, SpinDensity
+from .elementary import arctan
 
 
 class _Fit(NamedTuple):
@@ -55,7 +56,7 @@ def _fit(x, fit):
     a, b, c, x0 = fit
     q = math.sqrt(4 * c - b**2)
     weight = b * x0 / (x0**2 + b * x0 + c)
-    angle = (2 * b / q - weight * 2 * (b + 2 * x0) / q) * jnp.arctan(q / (2 * x + b))
+    angle = (2 * b / q - weight * 2 * (b + 2 * x0) / q) * arctan(q / (2 * x + b))
     first = -jnp.log1p((b * x + c) / x**2)
     second = jnp.log1p((x0**2 - c - (b + 2 * x0) * x) / (x**2 + b * x + c))
     return a * (first - weight * second + angle)

@@ -1,0 +1,168 @@
+"""Becke's partition of space into fuzzy cells of atoms, and its derivatives."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from qchem.atomic_grid import bragg_radii
+from qchem.compilation import platform
+
+_NEAR = 12  # atoms that decide whether a cell has any part of the points
+_NEGLIGIBLE = 1e-20  # share of a point
+_BLOCK = 256  # points taken at once, of many atoms
+
+
+def border_adjustment(numbers: Sequence[int]) -> Float[np.ndarray, "natom natom"]:
+    """a_ij = (chi_ji - chi_ij)/4 within 1/2, chi_ij = sqrt(R_i/R_j): Treutler & Ahlrichs (1995)."""
+    radius = np.sqrt(bragg_radii(numbers))
+    ratio = radius[:, None] / radius[None, :]
+    return np.clip(0.25 * (ratio.T - ratio), -0.5, 0.5)
+
+
+def cell_shares(
+    positions: Float[Array, "natom 3"],
+    points: Float[Array, "npoint 3"],
+    atom: Int[Array, " npoint"],
+    adjustment: Float[Array, "natom natom"],
+) -> Float[Array, " npoint"]:
+    """Share of each point that belongs to its own atom's cell, in [0, 1].
+
+    Args:
+        positions, points: bohr.
+        atom: Each point's own.
+        adjustment: From `border_adjustment`.
+    """
+    inverse_separation = _inverse(_distances(positions, positions))
+
+    def share(points, atom):
+        return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
+
+    blocks = _blocks(len(positions), len(atom))
+    if blocks == 1:
+        return share(points, atom)
+    parts = points.reshape(blocks, -1, 3), atom.reshape(blocks, -1)
+    return jax.lax.map(lambda x: share(*x), parts).reshape(-1)
+
+
+def _blocks(natom, npoint):
+    """Parts that many points are taken in: few have their arrays in the cache of a core."""
+    many = natom > 2 * _NEAR and npoint % _BLOCK == 0 and platform() == "cpu"
+    return npoint // _BLOCK if many else 1
+
+
+def _distances(a, b):
+    """|a_i - b_p|; where it vanishes its derivative is 0."""
+    # Component by component: a sum over an axis of three costs as much as all the rest.
+    square = sum((a[:, None, k] - b[None, :, k]) ** 2 for k in range(3))
+    regular = square > 0
+    return jnp.where(regular, jnp.sqrt(jnp.where(regular, square, 1)), 0)
+
+
+def _inverse(x):
+    """1/x, and 1 where x = 0: an atom and itself."""
+    return 1 / jnp.where(x > 0, x, 1)
+
+
+@jax.custom_jvp
+def _cell_share(
+    distance: Float[Array, "natom npoint"],
+    inverse_separation: Float[Array, "natom natom"],
+    adjustment: Float[Array, "natom natom"],
+    atom: Int[Array, "npoint"],
+) -> Float[Array, "npoint"]:
+    """`cell_shares` of the distances between atoms and points.
+
+    Eqs. (11), (13), (19)-(22) and (A2) of A. D. Becke, J. Chem. Phys. 88, 2547 (1988). An atom
+    paired with itself gives the same factor 1/2 in every cell, which cancels.
+    """
+    return _partition(distance, inverse_separation, adjustment, atom)[0]
+
+
+@_cell_share.defjvp
+def _cell_share_jvp(primals, tangents):
+    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij).
+
+    The sum over the pairs is done here, forward, one atom i after another, whose pairs are made
+    again in reverse; the adjustment is constant. Atoms that have no share of the points are passed
+    over.
+    """
+    distance, inverse_separation, adjustment, atom = primals
+    distance_dot, inverse_separation_dot = tangents[:2]
+    share, lead = _partition(distance, inverse_separation, adjustment, atom)
+
+    def of_cell(row):
+        """The part of the pairs (i, j) of one atom i."""
+        here, here_dot, lead_here, inverse, inverse_dot, a = row
+        mu, nu = _border_coordinate(here[None], distance, inverse[:, None], a[:, None])
+        numerator, denominator = _log_slope(1 - nu)
+        pull = lead_here[None] * (1 - 2 * a[:, None] * mu) * numerator / denominator
+        by_separation = jnp.dot(inverse_dot, pull * (here[None] - distance), precision="highest")
+        scaled = pull * inverse[:, None]
+        by_here = jnp.dot(jnp.ones_like(inverse), scaled, precision="highest")
+        return by_separation + by_here * here_dot - jnp.sum(scaled * distance_dot, axis=0)
+
+    def add(change, row):
+        if len(distance) <= 2 * _NEAR:
+            return change + of_cell(row), None
+        counts = jnp.any(jnp.abs(row[2]) > _NEGLIGIBLE)
+        return change + jax.lax.cond(counts, of_cell, lambda _: jnp.zeros_like(share), row), None
+
+    rows = distance, distance_dot, lead, inverse_separation, inverse_separation_dot, adjustment
+    change, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(share), rows)
+    return share, share * change
+
+
+def _partition(distance, inverse_separation, adjustment, atom):
+    """Share of the own atom, and own_i - share_i for every atom i.
+
+    Of many atoms those nearest to the points are multiplied first; where they leave nothing of a
+    cell, to rounding, the others are spared.
+    """
+
+    def product(here, there, inverse, a):
+        # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
+        _, nu = _border_coordinate(here[None], there, inverse[:, None], a[:, None])
+        y = 1 - nu
+        for _ in range(3):
+            y = 0.5 * y * y * (3 - y)
+        return jnp.prod(0.5 * y, axis=0)
+
+    others = distance, inverse_separation, adjustment
+    if len(distance) <= 2 * _NEAR:
+        cell = jax.lax.map(lambda row: product(row[0], distance, *row[1:]), others)
+    else:
+        order = jnp.argsort(jnp.sum(distance, axis=1))
+        there, rows = distance[order], (distance, *(x[:, order] for x in others[1:]))
+        # No sum of cells is less than one of them.
+        least = _NEGLIGIBLE * product(there[0], there, *(x[order[0]] for x in rows[1:]))
+
+        def of_atom(row):
+            here, *pairs = row
+            near = product(here, there[:_NEAR], *(x[:_NEAR] for x in pairs))
+            far = lambda: near * product(here, there[_NEAR:], *(x[_NEAR:] for x in pairs))  # noqa: E731
+            return jax.lax.cond(jnp.any(near > least), far, lambda: jnp.zeros_like(near))
+
+        cell = jax.lax.map(of_atom, rows)
+    shares = cell / jnp.maximum(jnp.sum(cell, axis=0), jnp.finfo(cell.dtype).tiny)[None, :]
+    own = jax.nn.one_hot(atom, cell.shape[0], dtype=cell.dtype, axis=0)
+    return jnp.sum(own * shares, axis=0), own - shares
+
+
+def _border_coordinate(here, there, inverse_separation, adjustment):
+    """mu_ij, from -1 at atom i to 1 at atom j, and nu_ij = mu + a (1 - mu^2), of distances from i
+    and from j."""
+    mu = (here - there) * inverse_separation
+    return mu, mu + adjustment * (1 - mu * mu)
+
+
+def _log_slope(y):
+    """Numerator and denominator of d(log s)/d(nu) at y = 1 - nu, which grows as 8/y for small y."""
+    y = jnp.maximum(y, jnp.finfo(y.dtype).tiny ** 0.25)
+    numerator, denominator = -1, y
+    for _ in range(3):
+        numerator, denominator = numerator * (6 - 3 * y), denominator * (3 - y)
+        y = 0.5 * y * y * (3 - y)
+    return numerator, denominator
