@@ -32,6 +32,7 @@ from qchem.basis.library import default_auxiliary
 from qchem.basis.spherical import ncomponent
 from qchem.devices import MOLECULE, Share, spread
 from qchem.fitted_jk import DensityFittedJK
+from qchem.integrals.auxiliary import auxiliary_columns, coulomb_3c
 from qchem.integrals.moments import packed_moment
 from qchem.integrals.pairs import (
     auxiliary_distributions,
@@ -41,6 +42,7 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
+from qchem.integrals.potential import potential
 from qchem.integrals.shared import filled_lists, to_device_order
 from qchem.integrals.solid import (
     plan_solid,
@@ -49,13 +51,8 @@ from qchem.integrals.solid import (
     solid_functions,
     solid_shells,
 )
-from qchem.integrals.two_electron import (
-    auxiliary_columns,
-    coulomb_3c,
-    coulomb_4c,
-    own_rows,
-    potential,
-)
+from qchem.integrals.tiles import own_rows
+from qchem.integrals.two_electron import coulomb_4c
 from qchem.jk import PackedJK
 
 LETTERS = "spdfghi"

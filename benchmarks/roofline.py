@@ -29,7 +29,8 @@ from qchem.integrals.fitting import fitting_2c, fitting_3c
 from qchem.integrals.kernel import _operands, _separated
 from qchem.integrals.pairs import npair, pair_distributions
 from qchem.integrals.solid import solid_shells
-from qchem.integrals.two_electron import _tile_indices, _tiles, blocks_of, coulomb_4c
+from qchem.integrals.tiles import blocks_of
+from qchem.integrals.two_electron import _tile_indices, _tiles, coulomb_4c
 from qchem.jk import PackedJK
 from qchem.xc.quadrature import density_and_gradient
 

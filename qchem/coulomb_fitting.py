@@ -20,20 +20,13 @@ from jaxtyping import Array, Float
 
 from qchem.devices import MOLECULE, Share, spread
 from qchem.fitted_jk import DensityFittedJK, fitting_arrays
-from qchem.integrals.moments import unpack
+from qchem.integrals.auxiliary import charges_of_density, coulomb_2c, weighted_2c
+from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, npair
+from qchem.integrals.potential import potential, potential_energy
 from qchem.integrals.shared import filled_lists
 from qchem.integrals.solid import SolidShells
-from qchem.integrals.two_electron import (
-    charges_of_density,
-    contracted,
-    coulomb_2c,
-    own_rows,
-    packed_density,
-    potential,
-    potential_energy,
-    weighted_2c,
-)
+from qchem.integrals.tiles import contracted, own_rows
 from qchem.jk import AbstractJK
 from qchem.metric import columns_of, lower_factor, solved
 

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.fitted_jk import fitting_arrays, over_columns, replaced_columns
+from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import weighted_fitting
-from qchem.integrals.moments import unpack
+from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, attenuated
 from qchem.integrals.shared import Auxiliary, filled_lists, from_device_order
-from qchem.integrals.two_electron import auxiliary_columns, packed_density
 from qchem.jk import ExchangeWeights, over_ranges
 from qchem.metric import lower_factor, separated, solved
 

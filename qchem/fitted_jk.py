@@ -23,11 +23,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from qchem.devices import ALONE, MOLECULE, Share, spread
+from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import fitting_2c, fitting_3c, fitting_integrals
-from qchem.integrals.moments import unpack
+from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, npair
 from qchem.integrals.shared import Auxiliary, filled_lists, to_device_order
-from qchem.integrals.two_electron import auxiliary_columns, packed_density
 from qchem.jk import AbstractJK, over_ranges, packed_index
 from qchem.metric import columns_of, lower_factor, separated
 

@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 from qchem.devices import MOLECULE, Share, spread
-from qchem.integrals.moments import unpack
+from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, attenuated, npair
-from qchem.integrals.two_electron import coulomb_energy, coulomb_rows, in_order, packed_density
+from qchem.integrals.two_electron import coulomb_energy, coulomb_rows, in_order
 
 
 class ExchangeWeights(NamedTuple):

@@ -141,6 +141,75 @@ def nonlocal_correlation(count):
     return compiled(jax.value_and_grad(energy, (0, 1)))(POSITIONS, dm), []
 
 
+def screened(count, xc="svwn", closer=0.0):
+    """XC energy, and derivatives by positions and orbitals, of fragments in a row.
+
+    With devices, of the molecule filled up with atoms that have no functions, and without the
+    shells that do not reach a chunk; else of all shells. Returned beside: how much room each chunk
+    needs, of 0, 1 and 2, the last of which is that for all shells.
+
+    Args:
+        closer: By how much too short the shells reach, bohr.
+    """
+    from dataclasses import replace
+
+    import equinox as eqx
+
+    from qchem import Basis, Functional, Grid, Method
+    from qchem.padding import Padded
+
+    numbers, sizes = (8, 1) * 5, (8, 50)  # filled up to six of each
+    positions = np.array([[0.3 * k, 9.0 * k, 1.8 * h] for k in range(5) for h in range(2)])
+    basis, grid = Basis.from_name(numbers, "def2-svp"), Grid.from_numbers(numbers, sizes=sizes)
+    alone = Method.build(numbers, basis, Functional.from_name(xc), grid=grid, chunk=64)
+    orbitals = 0.3 * np.random.default_rng(2).normal(size=(1, basis.nao, 3))
+    padded = Padded.build(alone, "def2-svp", None, sizes)
+    assert (padded.natom, len(padded.method.numbers)) == (10, 12)
+    if count:
+        method = padded.method.on(mesh_of(count, "molecule"))
+        groups = method.rows.depths
+        room = [tuple(tuple(-(-k * n // 4) for n, _ in g) for g in groups) for k in (1, 2)]
+        method = replace(method, rows=replace(method.rows, capacities=tuple(room)))
+        place, orbitals = padded.positions(positions), padded.orbitals(orbitals, 3)
+    else:
+        method, place = alone, positions
+
+    def integrator(place):
+        xc = method._xc(place)
+        radii = tuple(radius - closer for radius in xc.reach.radii)
+        return eqx.tree_at(lambda xc: xc.reach, xc, replace(xc.reach, radii=radii))
+
+    def energy(place, orbitals):
+        return integrator(place).energy_of_orbitals(orbitals)
+
+    place = jnp.asarray(place)
+    value, slopes = compiled(jax.value_and_grad(energy, (0, 1)))(place, jnp.asarray(orbitals))
+    values = value, slopes[0][: padded.natom], slopes[1][:, : basis.nao]
+    return values, [np.array(needed_room(integrator(place)))] if count else []
+
+
+def needed_room(xc):
+    """For each chunk of an integrator, how many of its capacities are too small."""
+    from qchem.xc import screening
+
+    def of_chunk(part):
+        points = xc.positions[part.atom] + part.offsets
+        excess = screening.excess_reach(xc.basis, xc.reach, xc.positions, points)
+        return screening.too_small(excess, xc.depths, xc.reach.capacities)
+
+    return jax.lax.map(of_chunk, xc.points)
+
+
+def screened_gradient(count):
+    """The same of a functional of the gradient."""
+    return screened(count, "pbe")
+
+
+def screened_too_much(count):
+    """Shells are left out that count."""
+    return screened(count, closer=5.0)
+
+
 def energy(count):
     """`qchem.energy`, its programs one after another, filled up; and forces. The second geometry
     compiles nothing."""

@@ -23,6 +23,7 @@ from qchem.jk import _dealt_rows
 
 ROOT = Path(__file__).parents[1]
 RTOL = 1e-12  # of the largest element: rounding of sums in another order
+SCREENED_ATOL = 1e-11  # hartree, and hartree/bohr: as in test_screening.py
 
 
 def start(out, *options):
@@ -74,6 +75,33 @@ def test_exact_integrals(computed):
 
 def test_nonlocal_correlation(computed):
     assert_same(computed, computed, "nonlocal_correlation", 2)
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    out = tmp_path_factory.mktemp("screened") / "numbers.npz"
+    return numbers(out, "screened:0,2", "screened_gradient:0,2", "screened_too_much:2")
+
+
+@pytest.mark.parametrize("name", ["screened", "screened_gradient"])
+def test_shells_left_out_by_devices_of_a_filled_up_molecule(screened, name):
+    """Energy and derivatives are those of all shells of the molecule alone, on one device."""
+    (needed,) = (screened[key] for key in screened.files if key.startswith(f"{name} 2 held"))
+    assert len(needed) % 2 == 0
+    for of_device in np.split(needed, 2):  # else nothing is left out, and all this says nothing
+        assert np.mean(of_device < 2) > 0.5
+    for n in range(3):
+        found, expected = (screened[f"{name} {count} value {n}"] for count in (2, 0))
+        assert found.shape == expected.shape and np.abs(expected).max() > 1e-2
+        assert_allclose(found, expected, rtol=0, atol=SCREENED_ATOL)
+
+
+def test_what_is_left_out_is_left_out(screened):
+    """Were all shells taken all the same, shells that reach too little would not matter."""
+    found, expected = (
+        screened[f"{name} value 0"] for name in ("screened_too_much 2", "screened 0")
+    )
+    assert abs(found - expected) > 1e3 * SCREENED_ATOL
 
 
 def test_energies_of_given_orbitals(computed):

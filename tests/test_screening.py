@@ -15,9 +15,9 @@ from qchem.basis.layout import Basis
 from qchem.basis.reach import NEGLIGIBLE, shell_radii
 from qchem.basis.rows import plan_rows
 from qchem.grids import Grid
-from qchem.xc import screening
 from qchem.xc.functional import Functional
 from qchem.xc.quadrature import GridXC, xc_potential
+from tests.device_program import needed_room
 
 ATOL = 1e-11  # hartree, and hartree/bohr
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -50,29 +50,11 @@ def orbitals():
     return jnp.asarray(0.3 * np.random.default_rng(2).normal(size=(2, BASIS.nao, 3)))
 
 
-def test_programs_of_every_size_are_taken(plans, monkeypatch):
+def test_programs_of_every_size_are_taken(plans):
     """Otherwise the other tests could not fail."""
-    xc = integrator("svwn", POSITIONS, plans[0])
-    found, level = [], screening._level
-
-    def spy(*arguments):
-        found.append(int(level(*arguments)))
-        return jnp.asarray(found[-1])
-
-    monkeypatch.setattr(screening, "_level", spy)
-    for part in range(len(xc.points.atom)):
-        atom, offsets = xc.points.atom[part], xc.points.offsets[part]
-        shells = []
-        screening.over_reaching(
-            lambda x: shells.append(x) or 0,  # noqa: B023
-            xc.basis,
-            xc.depths,
-            xc.reach,
-            xc.positions,
-            xc.positions[atom] + offsets,
-        )
-    assert set(found) == {0, 1, 2}
-    assert np.mean(np.array(found) < 2) > 0.5
+    found = needed_room(integrator("svwn", POSITIONS, plans[0]))
+    assert set(found.tolist()) == {0, 1, 2}
+    assert np.mean(np.asarray(found) < 2) > 0.5
 
 
 @pytest.mark.parametrize(("name", "factored"), [("svwn", False), ("b3lyp", True)])

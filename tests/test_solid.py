@@ -10,7 +10,8 @@ from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.compilation import traced_for
 from qchem.fitted_energy import fitted_energy
-from qchem.integrals import two_electron
+from qchem.integrals import tiles
+from qchem.integrals.auxiliary import auxiliary_columns, coulomb_2c, coulomb_3c
 from qchem.integrals.pairs import attenuated, auxiliary_distributions
 from qchem.integrals.solid import (
     plan_solid,
@@ -21,7 +22,6 @@ from qchem.integrals.solid import (
     weighted_solid_2c,
     weighted_solid_3c,
 )
-from qchem.integrals.two_electron import auxiliary_columns, coulomb_2c, coulomb_3c
 from tests import oracle
 from tests.test_two_electron import NAO, NPAIR, POSITIONS, STEP, pairs
 
@@ -66,7 +66,7 @@ def assert_same(ours, general, rtol):
 @pytest.mark.parametrize("tile", [None, 2000])
 def test_values(inverse_omega2, tile, monkeypatch):
     if tile:
-        monkeypatch.setattr(two_electron, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu"), tile))
+        monkeypatch.setattr(tiles, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu"), tile))
     ours, general = oracle.jit(both)(POSITIONS, inverse_omega2)
     assert ours[0].shape == (NPAIR, AUX.nao)
     assert_same(ours, general, 1e-13)

@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
-from qchem.integrals import two_electron
+from qchem.integrals import tiles, two_electron
+from qchem.integrals.auxiliary import coulomb_2c, coulomb_3c, weighted_2c, weighted_3c
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.moments import unpack
@@ -24,16 +25,8 @@ from qchem.integrals.pairs import (
     pair_distributions,
     plan_pairs,
 )
-from qchem.integrals.two_electron import (
-    coulomb_2c,
-    coulomb_3c,
-    coulomb_4c,
-    coulomb_energy,
-    potential,
-    potential_energy,
-    weighted_2c,
-    weighted_3c,
-)
+from qchem.integrals.potential import potential, potential_energy
+from qchem.integrals.two_electron import coulomb_4c, coulomb_energy
 from tests import oracle
 
 RTOL = 1e-12
@@ -282,9 +275,9 @@ def test_tiles_do_not_change_the_integrals(monkeypatch):
         rows = pair_distributions(SMALL, plan_pairs(SMALL), POSITIONS)
         return oracle.jit(lambda rows: coulomb_4c(rows, npair(SMALL.nao)))(rows)
 
-    monkeypatch.setattr(two_electron, "_TILE_BYTES", {})
+    monkeypatch.setattr(tiles, "_TILE_BYTES", {})
     whole = compute()
-    monkeypatch.setattr(two_electron, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu", "tpu"), 500))
+    monkeypatch.setattr(tiles, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu", "tpu"), 500))
     assert_allclose(compute(), whole, atol=RTOL * np.abs(whole).max())
 
 

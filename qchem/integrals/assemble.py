@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.errors import InputError
-from qchem.integrals import moments, two_electron
+from qchem.integrals import auxiliary, moments, potential, two_electron
 from qchem.integrals.moments import unpack
 from qchem.integrals.pairs import (
     attenuated,
@@ -99,7 +99,7 @@ def _attraction(basis, rows, positions, charges, inverse_omega2):
     charges = -charges[:, None]
     nuclei = charge_distribution(charges, jnp.zeros_like(charges), positions)
     (nuclei,) = attenuated((nuclei,), inverse_omega2)
-    return unpack(two_electron.potential(pairs, nuclei, npair(basis.nao)), basis.nao)
+    return unpack(potential.potential(pairs, nuclei, npair(basis.nao)), basis.nao)
 
 
 def eri_2c(
@@ -112,8 +112,8 @@ def eri_2c(
 @eqx.filter_jit
 def _coulomb_2c(aux, positions, inverse_omega2):
     rows = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
-    place = two_electron.auxiliary_columns(rows, aux.nao)
-    return two_electron.coulomb_2c(rows)[place][:, place]
+    place = auxiliary.auxiliary_columns(rows, aux.nao)
+    return auxiliary.coulomb_2c(rows)[place][:, place]
 
 
 def eri_3c(
@@ -127,8 +127,8 @@ def eri_3c(
 def _coulomb_3c(basis, aux, rows, positions, inverse_omega2):
     fitting = attenuated(auxiliary_distributions(aux, positions), inverse_omega2)
     pairs = attenuated(pair_distributions(basis, rows, positions), inverse_omega2)
-    place = two_electron.auxiliary_columns(fitting, aux.nao)
-    return two_electron.coulomb_3c(pairs, fitting, npair(basis.nao))[:, place]
+    place = auxiliary.auxiliary_columns(fitting, aux.nao)
+    return auxiliary.coulomb_3c(pairs, fitting, npair(basis.nao))[:, place]
 
 
 def eri(

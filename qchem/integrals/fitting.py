@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 from qchem.devices import ALONE, Share
-from qchem.integrals import solid, two_electron
+from qchem.integrals import auxiliary, solid
 from qchem.integrals.pairs import Distribution
 from qchem.integrals.shared import Auxiliary
 from qchem.integrals.solid import SolidShells
@@ -25,13 +25,13 @@ def _are_solid(aux):
 
 def fitting_3c(pairs: Pairs, aux: Auxiliary, npair: int) -> Float[Array, "npair ncolumn"]:
     """(ab|P) for packed pairs, hartree."""
-    make = solid.solid_3c if _are_solid(aux) else two_electron.coulomb_3c
+    make = solid.solid_3c if _are_solid(aux) else auxiliary.coulomb_3c
     return make(pairs, aux, npair)
 
 
 def fitting_2c(aux: Auxiliary, share: Share = ALONE) -> Float[Array, "ncolumn ncolumn"]:
     """(P|Q), hartree, made by all devices together."""
-    return solid.solid_2c(aux, share) if _are_solid(aux) else two_electron.coulomb_2c(aux)
+    return solid.solid_2c(aux, share) if _are_solid(aux) else auxiliary.coulomb_2c(aux)
 
 
 def weighted_fitting(
@@ -48,8 +48,8 @@ def weighted_fitting(
         own: A device's part of the auxiliary functions, or all, `aux`.
     """
     if not _are_solid(aux):
-        rest = two_electron.weighted_2c(aux, two) / share.count
-        return two_electron.weighted_3c(pairs, own, three) + rest
+        rest = auxiliary.weighted_2c(aux, two) / share.count
+        return auxiliary.weighted_3c(pairs, own, three) + rest
     rest = solid.weighted_solid_2c(aux, two, share)
     return solid.weighted_solid_3c(pairs, own, three) + rest
 

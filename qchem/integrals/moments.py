@@ -50,3 +50,9 @@ def packed_dipole(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, "
     origin = jnp.zeros(3, pairs[0].coefficient.dtype)
     powers = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
     return jnp.stack([packed_moment(pairs, npair, power, origin) for power in powers])
+
+
+def packed_density(dm: Float[Array, "nao nao"]) -> Float[Array, " npair"]:
+    """Sum of D_ab and D_ba for each pair a > b, D_aa for a = b."""
+    i, j = np.tril_indices(dm.shape[-1])
+    return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)

@@ -2,7 +2,7 @@
 
 Each device takes equal parts of every list, so that all have the same work; lists are filled up
 with functions that are zero. The columns P of (ab|P) then stand device after device, in each as in
-a list of its own. (Rows of AO pairs are dealt out in turn: `two_electron.own_rows`.)
+a list of its own. (Rows of AO pairs are dealt out in turn: `tiles.own_rows`.)
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import Distribution
 from qchem.integrals.solid_kernel import Kets, interaction, single_shells, weighted_sum
-from qchem.integrals.two_electron import blocks_of, own_rows, tile_bytes
+from qchem.integrals.tiles import blocks_of, own_rows, tile_bytes
 
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 

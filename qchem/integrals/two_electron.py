@@ -1,4 +1,4 @@
-"""Coulomb integrals (P|Q), (ab|P), (ab|cd), and the potential of given charges."""
+"""Coulomb integrals (ab|cd): all of them, or the energy that they give, tile by tile."""
 
 from __future__ import annotations
 
@@ -9,176 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qchem.chunking import chunked_sum, tiled_sum
+from qchem.chunking import tiled_sum
 from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm, unmerged
+from qchem.integrals.tiles import blocks_of, tile_bytes
 
 SCREENING = 1e-12  # hartree: tiles whose integrals are all smaller are left out
-_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
 _MERGED_PAIRS = 1000  # of AOs: up to here compiling another class costs more than its padding
-
-
-def tile_bytes() -> int:
-    """Memory of the R that are held at once."""
-    return _TILE_BYTES.get(platform(), 1 << 25)
-
-
-def _tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:
-    """Rows of the bra per tile, so that R of the tile stays within the stated bytes."""
-    budget = tile_bytes()
-    per_row = bra.width.shape[1] * nket * mprim * nhermite(bra.order + ket_order)
-    return max(1, min(bra.width.shape[0], budget // (8 * per_row)))
-
-
-def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
-    """The list in blocks of `size` rows; the last is filled with rows that contribute nothing."""
-    nrow = rows.width.shape[0]
-    padding = -nrow % size
-
-    def split(x, fill):
-        x = jnp.asarray(x)
-        tail = jnp.full((padding, *x.shape[1:]), fill, x.dtype)
-        return jnp.concatenate([x, tail]).reshape(-1, size, *x.shape[1:])
-
-    return Distribution(
-        rows.order,
-        rows.lowest,
-        split(rows.width, 1.0),
-        split(rows.center, 0.0),
-        split(rows.coefficient, 0.0),
-        split(rows.index, ntarget),
-    )
-
-
-def own_rows(
-    lists: tuple[Distribution, ...], share: Share, ntarget: int
-) -> tuple[Distribution, ...]:
-    """A device's rows of each list, dealt out in turn, as their work falls along a list.
-
-    Args:
-        ntarget: The index of what is added to nothing.
-    """
-    if share.alone:
-        return lists
-
-    def own(rows):
-        dealt = blocks_of(rows, share.count, ntarget)
-        return jax.tree.map(lambda x: jnp.take(x, share.index(), axis=1), dealt)
-
-    return tuple(own(rows) for rows in lists)
-
-
-def potential(
-    pairs: tuple[Distribution, ...],
-    charges: Distribution,
-    npair: int,
-) -> Float[Array, npair]:
-    """Interaction of every AO pair with the sum of all charges; hartree, signed as the charges."""
-    total = jnp.zeros(npair, charges.coefficient.dtype)
-    for bra in pairs:
-        size = _tile_rows(bra, *charges.width.shape, charges.order)
-        blocks = blocks_of(bra, size, npair)
-
-        @jax.checkpoint
-        def of_block(block):
-            return jnp.sum(interaction(block, charges), axis=(2, 3))
-
-        values = jax.lax.map(of_block, blocks)
-        total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
-    return total
-
-
-def contracted(rows: Distribution, weight: Float[Array, "nrow nfunction"]) -> Distribution:
-    """One function for each row, the weighted sum of its functions; it adds to nothing."""
-    coefficient = jnp.einsum("rf,rfkt->rkt", weight, rows.coefficient, precision="highest")
-    index = np.zeros((rows.width.shape[0], 1), np.int32)
-    return replace(rows, coefficient=coefficient[:, None], index=index)
-
-
-def charges_of_density(
-    pairs: tuple[Distribution, ...],
-    aux: tuple[Distribution, ...],
-    density: Float[Array, " npair"],
-) -> Float[Array, " ncolumn"]:
-    """sum_ab D_ab (ab|P) of a packed density; for P see `auxiliary_columns`; hartree."""
-    total = [jnp.zeros(ket.index.size, density.dtype) for ket in aux]
-    for rows in pairs:
-        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
-        for n, ket in enumerate(aux):
-            size = _tile_rows(bra, *ket.width.shape, ket.order)
-
-            @jax.checkpoint
-            def of_block(block, ket=ket):
-                return jnp.sum(interaction(block, ket), axis=(0, 1)).ravel()
-
-            def add(total, block, of_block=of_block):
-                return total + of_block(block), None
-
-            total[n] = jax.lax.scan(add, total[n], blocks_of(bra, size, 0))[0]
-    return jnp.concatenate(total)
-
-
-def coulomb_3c(
-    pairs: tuple[Distribution, ...], aux: tuple[Distribution, ...], npair: int
-) -> Float[Array, "npair ncolumn"]:
-    """(ab|P) for packed pairs; for P see `auxiliary_columns`."""
-    width = sum(rows.index.size for rows in aux)
-    total = jnp.zeros((npair, width), aux[0].coefficient.dtype)
-    end = 0
-    for ket in aux:
-        start, end = end, end + ket.index.size
-        for bra in pairs:
-            size = _tile_rows(bra, *ket.width.shape, ket.order)
-            blocks = blocks_of(bra, size, npair)
-
-            @jax.checkpoint
-            def of_block(block, ket=ket):
-                return interaction(block, ket).reshape(-1, ket.index.size)
-
-            def add(total, block, of_block=of_block, start=start, end=end):
-                place = total.at[block.index.ravel(), start:end]
-                return place.add(of_block(block), mode="drop"), None
-
-            total = jax.lax.scan(add, total, blocks)[0]
-    return total
-
-
-def coulomb_2c(aux: tuple[Distribution, ...]) -> Float[Array, "ncolumn ncolumn"]:
-    """(P|Q); for the order see `auxiliary_columns`."""
-    block = {}
-    for i, bra in enumerate(aux):
-        for j, ket in enumerate(aux[: i + 1]):
-            size = _tile_rows(bra, *ket.width.shape, ket.order)
-            blocks = blocks_of(bra, size, 0)
-
-            @jax.checkpoint
-            def of_block(rows, ket=ket):
-                return interaction(rows, ket)
-
-            values = jax.lax.map(of_block, blocks)
-            nrow, nfunction = bra.index.shape
-            values = values.reshape(-1, nfunction, ket.index.size)[:nrow]
-            values = jnp.swapaxes(values, 0, 1).reshape(bra.index.size, ket.index.size)
-            block[i, j] = values
-            if i != j:
-                block[j, i] = values.T
-    n = len(aux)
-    rows = [jnp.concatenate([block[i, j] for j in range(n)], axis=1) for i in range(n)]
-    metric = jnp.concatenate(rows)
-    return 0.5 * (metric + metric.T)
-
-
-def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, naux]:
-    """Where each auxiliary function stands in `coulomb_3c` and `coulomb_2c`.
-
-    These go through one list after the other, rows minor; what fills up a list has a column too.
-    """
-    index = jnp.concatenate([jnp.asarray(rows.index).T.ravel() for rows in aux])
-    column = jnp.arange(index.size, dtype=jnp.int32)
-    return jnp.zeros(naux, jnp.int32).at[index].set(column, mode="drop")
 
 
 def _tiles(bra: Distribution, ket: Distribution, share: Share) -> tuple[int, int]:
@@ -330,81 +170,6 @@ def _add_class(total, bra, ket, tiles, same, starts, share):
     i, j = _tile_indices(nrow, mrow, nbra, nket, same)
     i, j = share.dealt(i * nbra, j * nket)
     return jax.lax.scan(step, total, (i, j))[0]
-
-
-def potential_energy(
-    pairs: tuple[Distribution, ...],
-    charges: Distribution,
-    dm: Float[Array, "nao nao"],
-) -> Float[Array, ""]:
-    """Energy of the density in the potential of charges: sum_ab D_ab times `potential`."""
-    density = packed_density(dm)
-    total = jnp.zeros((), dm.dtype)
-    for rows in pairs:
-        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
-        size = _tile_rows(bra, *charges.width.shape, charges.order)
-
-        def of_block(charges, block):
-            every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), dm.dtype)
-            return weighted_sum(block, charges, every)
-
-        total = total + chunked_sum(of_block, charges, blocks_of(bra, size, 0))
-    return total
-
-
-def weighted_3c(
-    pairs: tuple[Distribution, ...],
-    aux: tuple[Distribution, ...],
-    weight: Float[Array, "npair ncolumn"],
-) -> Float[Array, ""]:
-    """Sum of weight times `coulomb_3c`."""
-    total, end = jnp.zeros((), weight.dtype), 0
-    for ket in aux:
-        start, end = end, end + ket.index.size
-        for bra in pairs:
-            size = _tile_rows(bra, *ket.width.shape, ket.order)
-
-            def of_block(shared, block, start=start, end=end):
-                weight, ket = shared  # whole: its columns would be a copy of them
-                chosen = weight.at[block.index, start:end].get(mode="fill", fill_value=0.0)
-                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
-                return weighted_sum(block, ket, chosen)
-
-            blocks = blocks_of(bra, size, weight.shape[0])
-            total = total + chunked_sum(of_block, (weight, ket), blocks)
-    return total
-
-
-def weighted_2c(
-    aux: tuple[Distribution, ...], weight: Float[Array, "ncolumn ncolumn"]
-) -> Float[Array, ""]:
-    """Sum of a symmetric weight times `coulomb_2c`."""
-    total = jnp.zeros((), weight.dtype)
-    ends = np.cumsum([0, *(rows.index.size for rows in aux)])
-    for i, bra in enumerate(aux):
-        nrow, nfunction = bra.index.shape
-        place = np.arange(ends[i], ends[i + 1], dtype=np.int32).reshape(nfunction, nrow).T
-        bra = replace(bra, index=place)
-        for j, ket in enumerate(aux[: i + 1]):
-            size = _tile_rows(bra, *ket.width.shape, ket.order)
-            part = weight[:, ends[j] : ends[j + 1]]
-            part = part if i == j else 2.0 * part
-
-            def of_block(shared, block):
-                part, ket = shared
-                chosen = part.at[block.index].get(mode="fill", fill_value=0.0)
-                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
-                return weighted_sum(block, ket, chosen)
-
-            blocks = blocks_of(bra, size, weight.shape[0])
-            total = total + chunked_sum(of_block, (part, ket), blocks)
-    return total
-
-
-def packed_density(dm: Float[Array, "nao nao"]) -> Float[Array, " npair"]:
-    """Sum of D_ab and D_ba for each pair a > b, D_aa for a = b."""
-    i, j = np.tril_indices(dm.shape[-1])
-    return dm[i, j] * jnp.asarray(np.where(i == j, 1.0, 2.0), dm.dtype)
 
 
 def coulomb_energy(

@@ -32,8 +32,9 @@ from qchem.integrals.pairs import (
     pair_expansions,
     plan_pairs,
 )
+from qchem.integrals.potential import potential, potential_energy
 from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
-from qchem.integrals.two_electron import own_rows, potential, potential_energy
+from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_energy
 from qchem.linear_algebra import keep_lapack_on_one_thread
 from qchem.precision import Precision, in_dtype

@@ -37,24 +37,36 @@ def over_reaching(
     everything = Shells(basis, depths)
     if not reach.capacities:
         return function(everything)
+    excess = excess_reach(basis, reach, positions, points)
+    branches = [
+        lambda counts=counts: function(_reaching(basis, depths, counts, excess))
+        for counts in reach.capacities
+    ]
+    small = too_small(excess, depths, reach.capacities)
+    return jax.lax.switch(small, [*branches, lambda: function(everything)])
+
+
+def excess_reach(
+    basis: Basis,
+    reach: Reach,
+    positions: Float[Array, "natom 3"],
+    points: Float[Array, "npoint 3"],
+) -> list[Float[Array, "_"]]:
+    """By how much the shells of each batch reach further than to the nearest of the points, bohr;
+    constant to derivatives."""
     positions, points = jax.lax.stop_gradient((positions, points))
     high, low = jnp.max(points, axis=0), jnp.min(points, axis=0)
     center = 0.5 * (high + low)
     radius = jnp.sqrt(jnp.max(jnp.sum((points - center[None]) ** 2, axis=1)))
     distance = jnp.sqrt(jnp.sum((positions - center[None]) ** 2, axis=1)) - radius
-    excess = []  # by which each shell reaches further
-    for batch, radii in zip(basis.batches, reach.radii, strict=True):
-        excess.append(radii - distance[batch.atom])
-    branches = [
-        lambda counts=counts: function(_reaching(basis, depths, counts, excess))
-        for counts in reach.capacities
-    ]
-    level = _level(excess, depths, reach.capacities)
-    return jax.lax.switch(level, [*branches, lambda: function(everything)])
+    pairs = zip(basis.batches, reach.radii, strict=True)
+    return [radii - distance[batch.atom] for batch, radii in pairs]
 
 
-def _level(excess, depths: Depths, capacities: tuple[Counts, ...]) -> Int[Array, ""]:
-    """How many of the capacities are too small."""
+def too_small(
+    excess: list[Float[Array, "_"]], depths: Depths, capacities: tuple[Counts, ...]
+) -> Int[Array, ""]:
+    """How many of the capacities have too little room for the shells that reach."""
     needed = [jnp.sum(x > 0) for x in _grouped(excess, depths)]
     small = []
     for counts in capacities:

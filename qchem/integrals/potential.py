@@ -1,0 +1,53 @@
+"""The potential of given charges, and the energy of a density in it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qchem.chunking import chunked_sum
+from qchem.integrals.kernel import interaction, weighted_sum
+from qchem.integrals.moments import packed_density
+from qchem.integrals.pairs import Distribution
+from qchem.integrals.tiles import blocks_of, contracted, tile_rows
+
+
+def potential(
+    pairs: tuple[Distribution, ...],
+    charges: Distribution,
+    npair: int,
+) -> Float[Array, npair]:
+    """Interaction of every AO pair with the sum of all charges; hartree, signed as the charges."""
+    total = jnp.zeros(npair, charges.coefficient.dtype)
+    for bra in pairs:
+        size = tile_rows(bra, *charges.width.shape, charges.order)
+        blocks = blocks_of(bra, size, npair)
+
+        @jax.checkpoint
+        def of_block(block):
+            return jnp.sum(interaction(block, charges), axis=(2, 3))
+
+        values = jax.lax.map(of_block, blocks)
+        total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
+    return total
+
+
+def potential_energy(
+    pairs: tuple[Distribution, ...],
+    charges: Distribution,
+    dm: Float[Array, "nao nao"],
+) -> Float[Array, ""]:
+    """Energy of the density in the potential of charges: sum_ab D_ab times `potential`."""
+    density = packed_density(dm)
+    total = jnp.zeros((), dm.dtype)
+    for rows in pairs:
+        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
+        size = tile_rows(bra, *charges.width.shape, charges.order)
+
+        def of_block(charges, block):
+            every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), dm.dtype)
+            return weighted_sum(block, charges, every)
+
+        total = total + chunked_sum(of_block, charges, blocks_of(bra, size, 0))
+    return total

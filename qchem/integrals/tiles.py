@@ -1,0 +1,74 @@
+"""Lists of distributions in tiles: how many rows at once, and which device takes which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qchem.compilation import platform
+from qchem.devices import Share
+from qchem.integrals.coulomb import nhermite
+from qchem.integrals.pairs import Distribution
+
+_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
+
+
+def tile_bytes() -> int:
+    """Memory of the R that are held at once."""
+    return _TILE_BYTES.get(platform(), 1 << 25)
+
+
+def tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:
+    """Rows of the bra per tile, so that R of the tile stays within the stated bytes."""
+    budget = tile_bytes()
+    per_row = bra.width.shape[1] * nket * mprim * nhermite(bra.order + ket_order)
+    return max(1, min(bra.width.shape[0], budget // (8 * per_row)))
+
+
+def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
+    """The list in blocks of `size` rows; the last is filled with rows that contribute nothing."""
+    nrow = rows.width.shape[0]
+    padding = -nrow % size
+
+    def split(x, fill):
+        x = jnp.asarray(x)
+        tail = jnp.full((padding, *x.shape[1:]), fill, x.dtype)
+        return jnp.concatenate([x, tail]).reshape(-1, size, *x.shape[1:])
+
+    return Distribution(
+        rows.order,
+        rows.lowest,
+        split(rows.width, 1.0),
+        split(rows.center, 0.0),
+        split(rows.coefficient, 0.0),
+        split(rows.index, ntarget),
+    )
+
+
+def own_rows(
+    lists: tuple[Distribution, ...], share: Share, ntarget: int
+) -> tuple[Distribution, ...]:
+    """A device's rows of each list, dealt out in turn, as their work falls along a list.
+
+    Args:
+        ntarget: The index of what is added to nothing.
+    """
+    if share.alone:
+        return lists
+
+    def own(rows):
+        dealt = blocks_of(rows, share.count, ntarget)
+        return jax.tree.map(lambda x: jnp.take(x, share.index(), axis=1), dealt)
+
+    return tuple(own(rows) for rows in lists)
+
+
+def contracted(rows: Distribution, weight: Float[Array, "nrow nfunction"]) -> Distribution:
+    """One function for each row, the weighted sum of its functions; it adds to nothing."""
+    coefficient = jnp.einsum("rf,rfkt->rkt", weight, rows.coefficient, precision="highest")
+    index = np.zeros((rows.width.shape[0], 1), np.int32)
+    return replace(rows, coefficient=coefficient[:, None], index=index)
