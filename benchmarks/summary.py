@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from benchmarks.report import RESULTS, ROOT
+from benchmarks.scaling import exponents
 
 PICTURE = ROOT / "docs" / "performance.png"
 Row = dict[str, Any]
@@ -166,6 +167,10 @@ TARGETS = (
 )
 
 
+# Columns of the table of cost against size; PySCF's energy is the last.
+_STAGES = ("integrals_s", "scf_s", "cycles", "energy_s", "forces_s", "pyscf_energy_s")
+
+
 def runs(file: str) -> list[Row]:
     """Of a file of results, the oldest first."""
     path = RESULTS / f"{file}.json"
@@ -268,6 +273,38 @@ def precision() -> str:
     return table((*head, "machine, commit"), rows)
 
 
+def clusters() -> list[Row]:
+    """The newest row of each water cluster and functional, by functional and size."""
+    found: dict[tuple[str, int], Row] = {}
+    for run in runs("scaling"):
+        for row in run["rows"]:
+            if row.get("nao"):
+                about = {key: run[key] for key in ("hardware", "commit")}
+                found[row["xc"], row["nao"]] = about | row
+    return [found[key] for key in sorted(found)]
+
+
+def scaling() -> str:
+    """The table of cost against size, with the exponents of the three largest sizes."""
+    rows = []
+    for xc in ("pbe", "b3lyp"):
+        ours = [row for row in clusters() if row["xc"] == xc]
+        for row in ours:
+            cells = [row.get(key) for key in _STAGES]
+            shown = ["" if value is None else f"{value:.3g}" for value in cells]
+            error = row.get("energy_error")
+            shown.insert(-1, f"{row['peak_bytes'] / GIB:.1f} GiB")
+            shown.append("" if error is None else f"{error:.1e}")
+            rows.append((f"{row['waters']} waters, {xc}", str(row["nao"]), *shown, _machine(row)))
+        if len(ours) > 2:
+            powers = exponents(ours)
+            shown = ["" if powers.get(k) is None else f"{powers[k]:.2g}" for k in _STAGES]
+            shown.insert(-1, "")
+            rows.append((f"exponent, {xc}", "", *shown, "", ""))
+    head = ("", "AOs", "integrals", "a cycle", "cycles", "energy", "forces", "peak memory")
+    return table((*head, "PySCF, energy", "error", "machine, commit"), rows)
+
+
 def _machine(row: Row) -> str:
     processor = row["hardware"].split(",")[0].replace("(R)", "").replace(" Processor", "")
     where = processor if row["device"] == "cpu" else row["device"]
@@ -277,6 +314,7 @@ def _machine(row: Row) -> str:
 TABLES = (
     (ROOT / "README.md", "energies", energies),
     (ROOT / "docs" / "performance.md", "targets", targets),
+    (ROOT / "docs" / "performance.md", "scaling", scaling),
     (ROOT / "docs" / "precision.md", "precision", precision),
 )
 
@@ -311,13 +349,13 @@ def draw(path: Path = PICTURE) -> Path:
     left.axvline(1, color="black", lw=1)
     left.set(xscale="log", xlabel="measured over asked (1 or less is what was asked)")
     left.tick_params(axis="y", labelsize=8)
-    scaling = [row for run in runs("scaling")[-1:] for row in run["rows"] if row.get("waters")]
+    sizes = clusters()
     for xc, color in (("pbe", "tab:blue"), ("b3lyp", "tab:orange")):
         for key, style, label in (("energy_s", "o-", "qchem"), ("pyscf_energy_s", "s--", "PySCF")):
-            points = [(r["nao"], r[key]) for r in scaling if r["xc"] == xc and r.get(key)]
+            points = [(r["nao"], r[key]) for r in sizes if r["xc"] == xc and r.get(key)]
             if points:
                 right.plot(*zip(*points, strict=True), style, color=color, label=f"{xc}, {label}")
-    if scaling:
+    if sizes:
         right.set(xscale="log", yscale="log", xlabel="AOs", ylabel="converged energy, s")
         right.set_title("water clusters, def2-SVP, fitted", fontsize=9)
         right.legend(frameon=False, fontsize=8)
