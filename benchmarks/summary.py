@@ -302,7 +302,8 @@ def scaling() -> str:
             shown.insert(-1, "")
             rows.append((f"exponent, {xc}", "", *shown, "", ""))
     head = ("", "AOs", "integrals", "a cycle", "cycles", "energy", "forces", "peak memory")
-    return table((*head, "PySCF, energy", "error", "machine, commit"), rows)
+    head = (*head, "PySCF, energy", "error", "machine, commit")
+    return table(head, rows or [("not measured yet", *[""] * (len(head) - 1))])
 
 
 def _machine(row: Row) -> str:
