@@ -16,9 +16,9 @@ def keep_lapack_on_one_thread() -> None:
     """Let SciPy's OpenBLAS, for the rest of the process, work on the thread that calls it.
 
     Its own threads spin while they wait for the next of many small matrices, on the cores that
-    XLA's loops run on, and several devices must wait for one another to use them: of two cores a
-    quarter of the time was lost so (`benchmarks.devices`). XLA's matrix products are not its
-    business, nor is NumPy's OpenBLAS, which is another. A choice by the environment variable
+    XLA's loops run on, and several devices must wait for one another to use them. XLA's matrix
+    products are not its business, nor is NumPy's OpenBLAS, which is another in the wheels; where
+    both packages share one, nothing is done. A choice by the environment variable
     OPENBLAS_NUM_THREADS is respected.
     """
     if _VARIABLE in os.environ:
@@ -26,7 +26,8 @@ def keep_lapack_on_one_thread() -> None:
     import scipy.linalg.cython_lapack  # noqa: F401  # loads it
 
     for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
-        if any(part.startswith("scipy") for part in Path(library.filepath).parent.parts):
+        folder = Path(library.filepath).parent
+        if folder.name == "scipy.libs" or folder.parent.name == "scipy":  # that of its wheels
             library.set_num_threads(1)
 
 
