@@ -85,16 +85,7 @@ def weighted_3c(
     for ket in aux:
         start, end = end, end + ket.index.size
         for bra in pairs:
-            size = tile_rows(bra, *ket.width.shape, ket.order)
-
-            def of_block(shared, block, start=start, end=end):
-                weight, ket = shared  # whole: its columns would be a copy of them
-                chosen = weight.at[block.index, start:end].get(mode="fill", fill_value=0.0)
-                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
-                return weighted_sum(block, ket, chosen)
-
-            blocks = blocks_of(bra, size, weight.shape[0])
-            total = total + chunked_sum(of_block, (weight, ket), blocks)
+            total = total + _weighted(bra, ket, weight, start, end)
     return total
 
 
@@ -109,19 +100,22 @@ def weighted_2c(
         place = np.arange(ends[i], ends[i + 1], dtype=np.int32).reshape(nfunction, nrow).T
         bra = replace(bra, index=place)
         for j, ket in enumerate(aux[: i + 1]):
-            size = tile_rows(bra, *ket.width.shape, ket.order)
-            part = weight[:, ends[j] : ends[j + 1]]
-            part = part if i == j else 2.0 * part
-
-            def of_block(shared, block):
-                part, ket = shared
-                chosen = part.at[block.index].get(mode="fill", fill_value=0.0)
-                chosen = chosen.reshape(*block.index.shape, *ket.index.T.shape)
-                return weighted_sum(block, ket, chosen)
-
-            blocks = blocks_of(bra, size, weight.shape[0])
-            total = total + chunked_sum(of_block, (part, ket), blocks)
+            times = 1.0 if i == j else 2.0
+            total = total + times * _weighted(bra, ket, weight, ends[j], ends[j + 1])
     return total
+
+
+def _weighted(bra, ket, weight, start, end):
+    """Sum of the integrals of two lists times the weight's rows of the one and columns from start
+    to end of the other."""
+
+    def of_block(shared, block):
+        weight, ket = shared  # whole: its columns would be a copy of them
+        chosen = weight.at[block.index, start:end].get(mode="fill", fill_value=0.0)
+        return weighted_sum(block, ket, chosen.reshape(*block.index.shape, *ket.index.T.shape))
+
+    size = tile_rows(bra, *ket.width.shape, ket.order)
+    return chunked_sum(of_block, (weight, ket), blocks_of(bra, size, weight.shape[0]))
 
 
 def charges_of_density(
