@@ -2,8 +2,8 @@
 
 The density's charges q_P = sum_ab D_ab (ab|P) meet the metric, not the products of AOs: J_ab =
 sum_P (ab|P) d_P with (P|Q) d = q (Dunlap, Connolly & Sabin, J. Chem. Phys. 71, 3396 (1979)). Either
-(ab|P) is stored as it is, which spares fitting it, or never made: density and charges are
-contracted with the Hermite Gaussians of pairs and auxiliary functions before they interact.
+(ab|P) is stored as it is, which spares fitting it, or never made: the density is contracted with
+the Hermite Gaussians of pairs before these interact with auxiliary functions.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from qchem.devices import MOLECULE, Share, spread
 from qchem.fitted_jk import DensityFittedJK, fitting_arrays
-from qchem.integrals.auxiliary import charges_of_density, coulomb_2c, weighted_2c
+from qchem.integrals.fitting import (
+    Pairs,
+    charges_of_density,
+    energy_of_charges,
+    fitting_2c,
+    potential_of_charges,
+    weighted_metric,
+)
 from qchem.integrals.moments import packed_density, unpack
-from qchem.integrals.pairs import Distribution, npair
-from qchem.integrals.potential import potential, potential_energy
-from qchem.integrals.shared import filled_lists
-from qchem.integrals.solid import SolidShells
-from qchem.integrals.tiles import contracted, own_rows
+from qchem.integrals.pairs import npair
+from qchem.integrals.shared import Auxiliary, filled_lists
+from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK
 from qchem.metric import columns_of, lower_factor, solved
-
-Lists = tuple[Distribution, ...]
 
 
 class FittedCoulomb(AbstractJK):
@@ -41,49 +43,46 @@ class FittedCoulomb(AbstractJK):
     Attributes:
         lower: L of the metric L L^T, in the order of the columns.
         three: (ab|P), where it is stored.
-        pairs, aux: Distributions of the AO pairs and of the auxiliary functions, where it is not.
+        pairs, aux: The AO pairs and the auxiliary functions, where it is not.
         mesh: The devices.
     """
 
     lower: Float[Array, "all all"]
     three: Float[Array, "npair all"] | None
-    pairs: Lists = ()
-    aux: Lists = ()
+    pairs: Pairs = ()
+    aux: Auxiliary = ()
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @classmethod
     def build(
         cls,
-        pairs: Lists,
-        aux: Lists,
+        pairs: Pairs,
+        aux: Auxiliary,
         nao: int,
         naux: int,
         *,
         stored_bytes: int,
-        shells: tuple[SolidShells, ...] = (),
         reverse: bool = False,
         mesh: Mesh | None = None,
     ) -> FittedCoulomb:
         """
         Args:
-            pairs, aux: Distributions of the AO pairs and of the auxiliary functions.
+            pairs, aux: The AO pairs and the auxiliary functions.
             nao, naux: Their numbers.
             stored_bytes: (ab|P) is stored if a device's part takes no more.
-            shells: The auxiliary functions once more, where they are solid harmonics: faster.
             reverse: To be differentiated in reverse mode alone, at less cost; stored in any case.
             mesh: Devices that share the work.
         """
-        share, itemsize = Share.of(mesh), aux[0].coefficient.dtype.itemsize
+        share, itemsize = Share.of(mesh), aux[0].width.dtype.itemsize
         if not reverse and itemsize * npair(nao) * -(-naux // share.count) > stored_bytes:
-            return cls(lower_factor(coulomb_2c(aux)), None, pairs, aux, mesh)
+            return cls(lower_factor(fitting_2c(aux)), None, pairs, aux, mesh)
 
         def build(*lists):
             three, two = fitting_arrays(nao, naux, *lists, share=share, reverse=reverse)
             return three, lower_factor(two)
 
-        shells = shells or aux
         building = spread(build, mesh, (P(), P(), P(MOLECULE)), (P(None, MOLECULE), P()))
-        three, lower = building(pairs, shells, filled_lists(shells, share.count))
+        three, lower = building(pairs, aux, filled_lists(aux, share.count))
         return cls(lower, three, mesh=mesh)
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
@@ -126,25 +125,8 @@ def _charges(lower, charge):
     return solved(lower, rows, transpose_a=False)[0]
 
 
-def potential_of_charges(
-    pairs: Lists, aux: Lists, charge: Float[Array, " ncolumn"], npair: int
-) -> Float[Array, " {npair}"]:
-    """sum_P (ab|P) d_P of packed pairs; for the order of P see `auxiliary_columns`; hartree."""
-    return sum(potential(pairs, rows, npair) for rows in _charged(aux, charge))
-
-
-def _charged(aux, charge):
-    """The lists with each row's functions added up, times the charge of each."""
-    ends = np.cumsum([0, *(rows.index.size for rows in aux)])
-    lists = []
-    for rows, start, end in zip(aux, ends, ends[1:]):
-        weight = charge[start:end].reshape(rows.index.T.shape).T
-        lists.append(contracted(rows, weight))
-    return lists
-
-
 def fitted_coulomb_energy(
-    pairs: Lists, aux: Lists, dm: Float[Array, "nao nao"], mesh: Mesh | None = None
+    pairs: Pairs, aux: Auxiliary, dm: Float[Array, "nao nao"], mesh: Mesh | None = None
 ) -> Float[Array, ""]:
     """Coulomb energy ½ q (P|Q)^-1 q of a density matrix, hartree; nothing of the size of (ab|P)
     is stored.
@@ -161,25 +143,26 @@ def fitted_coulomb_energy(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _coulomb_energy(share, pairs, aux, dm):
-    charge = _charges_of(share, pairs, aux, dm)
-    rows = solved(lower_factor(coulomb_2c(aux)), charge[None], transpose_a=True)
+    charge, lower = _charges_and_factor(share, pairs, aux, dm)
+    rows = solved(lower, charge[None], transpose_a=True)
     return 0.5 * jnp.sum(rows**2)
 
 
-def _charges_of(share, pairs, aux, dm):
+def _charges_and_factor(share, pairs, aux, dm):
     pairs = own_rows(pairs, share, npair(dm.shape[0]))
-    return share.total(charges_of_density(pairs, aux, packed_density(dm)))
+    charge = share.total(charges_of_density(pairs, aux, packed_density(dm)))
+    return charge, lower_factor(fitting_2c(aux, share))
 
 
 @_coulomb_energy.defjvp
 def _coulomb_energy_jvp(share, primals, tangents):
-    charge = _charges_of(share, *primals)
-    charge = _charges(lower_factor(coulomb_2c(primals[1])), charge)
+    charge, lower = _charges_and_factor(share, *primals)
+    charge = _charges(lower, charge)
     metric = -0.5 * charge[:, None] * charge[None]
 
     def functional(pairs, aux, dm):
         pairs = own_rows(pairs, share, npair(dm.shape[0]))
-        energy = sum(potential_energy(pairs, rows, dm) for rows in _charged(aux, charge))
-        return share.total(energy) + weighted_2c(aux, metric)
+        energy = energy_of_charges(pairs, aux, packed_density(dm), charge)
+        return share.total(energy + weighted_metric(aux, metric, share))
 
     return jax.jvp(functional, primals, tangents)

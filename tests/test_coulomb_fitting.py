@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.fitted_energy import fitted_energy
 from qchem.fitted_jk import DensityFittedJK
+from qchem.integrals.solid import plan_solid, solid_shells
 from tests import oracle
 from tests.test_jk import DM, FACTOR, FITTING, auxiliary, check_energy, small_rows
 from tests.test_two_electron import AUX, NAO, POSITIONS, SMALL, pairs
@@ -16,11 +17,21 @@ from tests.test_two_electron import AUX, NAO, POSITIONS, SMALL, pairs
 RTOL = 1e-12
 
 
+def solid(basis, positions):
+    """The auxiliary functions as shells of solid harmonics."""
+    return solid_shells(basis, plan_solid(basis), positions)
+
+
+def solid_rows(positions):
+    return small_rows(positions)[0], solid(FITTING, positions)
+
+
 @pytest.mark.parametrize("stored_bytes, reverse", [(0, False), (1 << 20, False), (0, True)])
-def test_matrices_are_those_of_the_whole_fit(stored_bytes, reverse):
+@pytest.mark.parametrize("make", [auxiliary, lambda r: solid(AUX, r)], ids=["general", "solid"])
+def test_matrices_are_those_of_the_whole_fit(stored_bytes, reverse, make):
     @oracle.jit
     def matrices(positions, dm, factor):
-        lists = pairs(positions), auxiliary(positions)
+        lists = pairs(positions), make(positions)
         storage = {"stored_bytes": stored_bytes, "reverse": reverse}
         ours = FittedCoulomb.build(*lists, NAO, AUX.nao, **storage)
         assert (ours.three is None) == (stored_bytes == 0 and not reverse)
@@ -33,12 +44,13 @@ def test_matrices_are_those_of_the_whole_fit(stored_bytes, reverse):
         assert_allclose(one, other, rtol=0, atol=RTOL * np.abs(other).max())
 
 
-def test_energy():
+@pytest.mark.parametrize("rows", [small_rows, solid_rows])
+def test_energy(rows):
     """Its derivative rule agrees with differences, its value with the whole fit."""
 
     def energy(positions, factor):
         dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
-        return fitted_coulomb_energy(*small_rows(positions), dm)
+        return fitted_coulomb_energy(*rows(positions), dm)
 
     def expected(positions, factor):
         return fitted_energy(*small_rows(positions), factor, FITTING.nao, 1.0, 0.0)
@@ -46,14 +58,15 @@ def test_energy():
     check_energy(energy, expected)
 
 
-def test_second_derivatives():
+@pytest.mark.parametrize("rows", [small_rows, solid_rows])
+def test_second_derivatives(rows):
     """The rule holds the charges in first derivatives alone."""
     direction = oracle.random_like(POSITIONS, 3)
     dm = DM.sum(0)[: SMALL.nao, : SMALL.nao]
 
     def slope(t):
         def energy(positions):
-            return fitted_coulomb_energy(*small_rows(positions), dm)
+            return fitted_coulomb_energy(*rows(positions), dm)
 
         return jnp.vdot(jax.grad(energy)(POSITIONS + t * direction), direction)
 

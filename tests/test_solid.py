@@ -10,7 +10,7 @@ from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
 from qchem.compilation import traced_for
 from qchem.fitted_energy import fitted_energy
-from qchem.integrals import tiles
+from qchem.integrals import solid, tiles
 from qchem.integrals.auxiliary import auxiliary_columns, coulomb_2c, coulomb_3c
 from qchem.integrals.pairs import attenuated, auxiliary_distributions
 from qchem.integrals.solid import (
@@ -121,6 +121,22 @@ def test_weighted_sums():
     ours, expected = compute(POSITIONS)
     assert_same(ours, expected, 1e-12)
     assert np.abs(ours[1]).max() > 0.1
+
+
+def test_charges_and_their_potential():
+    """Sums over (ab|P) that is never made: charges of a density, their potential and energy."""
+    density, charge = weights()[0][:, 0], weights()[0][0]
+
+    @oracle.jit
+    def compute(positions):
+        lists = pairs(positions), solid_shells(AUX, PLAN, positions)
+        sums = solid.charges_of_density(*lists, density)
+        sums = sums, solid.potential_of_charges(*lists, charge, NPAIR)
+        return *sums, solid.energy_of_charges(*lists, density, charge), solid_3c(*lists, NPAIR)
+
+    charges, potential, energy, three = compute(POSITIONS)
+    assert_same((charges, potential), (density @ three, three @ charge), 1e-13)
+    assert_allclose(energy, density @ three @ charge, rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from qchem.integrals import tiles, two_electron
 from qchem.integrals.auxiliary import coulomb_2c, coulomb_3c, weighted_2c, weighted_3c
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.kernel import interaction, weighted_sum
-from qchem.integrals.moments import unpack
+from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import (
     Distribution,
     attenuated,
@@ -251,7 +251,7 @@ def fitting():
         sums = (
             weighted_3c(rows, aux, w3),
             weighted_2c(aux, w2),
-            potential_energy(rows, charges, dm),
+            potential_energy(rows, charges, packed_density(dm)),
         )
         return integrals, sums
 

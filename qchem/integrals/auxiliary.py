@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from qchem.chunking import chunked_sum
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.tiles import blocks_of, contracted, tile_rows
+from qchem.integrals.potential import potential, potential_energy
+from qchem.integrals.tiles import blocks_of, contracted, density_of, tile_rows
 
 
 def coulomb_3c(
@@ -126,7 +127,7 @@ def charges_of_density(
     """sum_ab D_ab (ab|P) of a packed density; for P see `auxiliary_columns`; hartree."""
     total = [jnp.zeros(ket.index.size, density.dtype) for ket in aux]
     for rows in pairs:
-        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
+        bra = density_of(rows, density)
         for n, ket in enumerate(aux):
             size = tile_rows(bra, *ket.width.shape, ket.order)
 
@@ -139,3 +140,33 @@ def charges_of_density(
 
             total[n] = jax.lax.scan(add, total[n], blocks_of(bra, size, 0))[0]
     return jnp.concatenate(total)
+
+
+def potential_of_charges(
+    pairs: tuple[Distribution, ...],
+    aux: tuple[Distribution, ...],
+    charge: Float[Array, " ncolumn"],
+    npair: int,
+) -> Float[Array, " {npair}"]:
+    """sum_P (ab|P) d_P of packed pairs; hartree."""
+    return sum(potential(pairs, rows, npair) for rows in _charged(aux, charge))
+
+
+def energy_of_charges(
+    pairs: tuple[Distribution, ...],
+    aux: tuple[Distribution, ...],
+    density: Float[Array, " npair"],
+    charge: Float[Array, " ncolumn"],
+) -> Float[Array, ""]:
+    """sum_ab D_ab sum_P (ab|P) d_P of a packed density; hartree."""
+    return sum(potential_energy(pairs, rows, density) for rows in _charged(aux, charge))
+
+
+def _charged(aux, charge):
+    """The lists with each row's functions added up, times the charge of each."""
+    ends = np.cumsum([0, *(rows.index.size for rows in aux)])
+    lists = []
+    for rows, start, end in zip(aux, ends, ends[1:]):
+        weight = charge[start:end].reshape(rows.index.T.shape).T
+        lists.append(contracted(rows, weight))
+    return lists

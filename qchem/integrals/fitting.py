@@ -23,6 +23,10 @@ def _are_solid(aux):
     return isinstance(aux[0], SolidShells)
 
 
+def _way(aux):
+    return solid if _are_solid(aux) else auxiliary
+
+
 def fitting_3c(pairs: Pairs, aux: Auxiliary, npair: int) -> Float[Array, "npair ncolumn"]:
     """(ab|P) for packed pairs, hartree."""
     make = solid.solid_3c if _are_solid(aux) else auxiliary.coulomb_3c
@@ -47,11 +51,38 @@ def weighted_fitting(
     Args:
         own: A device's part of the auxiliary functions, or all, `aux`.
     """
-    if not _are_solid(aux):
-        rest = auxiliary.weighted_2c(aux, two) / share.count
-        return auxiliary.weighted_3c(pairs, own, three) + rest
-    rest = solid.weighted_solid_2c(aux, two, share)
-    return solid.weighted_solid_3c(pairs, own, three) + rest
+    sum_3c = solid.weighted_solid_3c if _are_solid(aux) else auxiliary.weighted_3c
+    return sum_3c(pairs, own, three) + weighted_metric(aux, two, share)
+
+
+def weighted_metric(
+    aux: Auxiliary, two: Float[Array, "ncolumn ncolumn"], share: Share = ALONE
+) -> Float[Array, ""]:
+    """Sum of symmetric weights times (P|Q); a device's part of it."""
+    if _are_solid(aux):
+        return solid.weighted_solid_2c(aux, two, share)
+    return auxiliary.weighted_2c(aux, two) / share.count
+
+
+def charges_of_density(
+    pairs: Pairs, aux: Auxiliary, density: Float[Array, " npair"]
+) -> Float[Array, " ncolumn"]:
+    """sum_ab D_ab (ab|P) of a packed density, hartree; (ab|P) is not stored."""
+    return _way(aux).charges_of_density(pairs, aux, density)
+
+
+def potential_of_charges(
+    pairs: Pairs, aux: Auxiliary, charge: Float[Array, " ncolumn"], npair: int
+) -> Float[Array, " {npair}"]:
+    """sum_P (ab|P) d_P of packed pairs, hartree; (ab|P) is not stored."""
+    return _way(aux).potential_of_charges(pairs, aux, charge, npair)
+
+
+def energy_of_charges(
+    pairs: Pairs, aux: Auxiliary, density: Float[Array, " npair"], charge: Float[Array, " ncolumn"]
+) -> Float[Array, ""]:
+    """sum_ab D_ab sum_P (ab|P) d_P of a packed density, hartree; (ab|P) is not stored."""
+    return _way(aux).energy_of_charges(pairs, aux, density, charge)
 
 
 @eqx.filter_custom_vjp

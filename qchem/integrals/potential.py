@@ -8,9 +8,8 @@ from jaxtyping import Array, Float
 
 from qchem.chunking import chunked_sum
 from qchem.integrals.kernel import interaction, weighted_sum
-from qchem.integrals.moments import packed_density
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.tiles import blocks_of, contracted, tile_rows
+from qchem.integrals.tiles import blocks_of, density_of, tile_rows
 
 
 def potential(
@@ -36,17 +35,16 @@ def potential(
 def potential_energy(
     pairs: tuple[Distribution, ...],
     charges: Distribution,
-    dm: Float[Array, "nao nao"],
+    density: Float[Array, " npair"],
 ) -> Float[Array, ""]:
-    """Energy of the density in the potential of charges: sum_ab D_ab times `potential`."""
-    density = packed_density(dm)
-    total = jnp.zeros((), dm.dtype)
+    """Energy of a packed density in the potential of charges: sum_ab D_ab times `potential`."""
+    total = jnp.zeros((), density.dtype)
     for rows in pairs:
-        bra = contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))
+        bra = density_of(rows, density)
         size = tile_rows(bra, *charges.width.shape, charges.order)
 
         def of_block(charges, block):
-            every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), dm.dtype)
+            every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), density.dtype)
             return weighted_sum(block, charges, every)
 
         total = total + chunked_sum(of_block, charges, blocks_of(bra, size, 0))

@@ -18,8 +18,14 @@ from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.solid_kernel import Kets, interaction, single_shells, weighted_sum
-from qchem.integrals.tiles import blocks_of, own_rows, tile_bytes
+from qchem.integrals.solid_kernel import (
+    Kets,
+    interaction,
+    potential_of,
+    single_shells,
+    weighted_sum,
+)
+from qchem.integrals.tiles import blocks_of, density_of, own_rows, tile_bytes
 
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 
@@ -174,6 +180,67 @@ def weighted_solid_2c(
         rows = jnp.concatenate([own, 2.0 * rest], axis=1)
         bras = own_rows((_as_pairs(group),), share, end - start)
         total = total + weighted_solid_3c(bras, kets, rows)
+    return total
+
+
+def charges_of_density(
+    pairs: tuple[Distribution, ...],
+    shells: tuple[SolidShells, ...],
+    density: Float[Array, " npair"],
+) -> Float[Array, " naux"]:
+    """sum_ab D_ab (ab|P) of a packed density; for P see `solid_functions`; hartree."""
+    ket = _kets(shells)
+    total = jnp.zeros(_width(shells), density.dtype)
+    for rows in pairs:
+        bra = density_of(rows, density)
+
+        @jax.checkpoint
+        def of_block(ket, block):
+            return jnp.sum(interaction(block, ket), axis=(0, 1))
+
+        def add(total, block, of_block=of_block):
+            return total + of_block(ket, block), None
+
+        total = jax.lax.scan(add, total, blocks_of(bra, _rows_together(bra, shells), 0))[0]
+    return total
+
+
+def potential_of_charges(
+    pairs: tuple[Distribution, ...],
+    shells: tuple[SolidShells, ...],
+    charge: Float[Array, " naux"],
+    npair: int,
+) -> Float[Array, " {npair}"]:
+    """sum_P (ab|P) d_P of packed pairs; hartree."""
+    ket = _kets(shells)
+    total = jnp.zeros(npair, charge.dtype)
+    for bra in pairs:
+        blocks = blocks_of(bra, _rows_together(bra, shells), npair)
+        of_block = jax.checkpoint(lambda ket, charge, block: potential_of(block, ket, charge))
+        values = jax.lax.map(lambda block, f=of_block: f(ket, charge, block), blocks)
+        total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
+    return total
+
+
+def energy_of_charges(
+    pairs: tuple[Distribution, ...],
+    shells: tuple[SolidShells, ...],
+    density: Float[Array, " npair"],
+    charge: Float[Array, " naux"],
+) -> Float[Array, ""]:
+    """sum_ab D_ab sum_P (ab|P) d_P of a packed density; hartree."""
+    total = jnp.zeros((), density.dtype)
+
+    def of_block(shared, block):
+        charge, ket = shared
+        weight = jnp.broadcast_to(charge, (block.width.shape[0], 1, charge.size))
+        return weighted_sum(block, ket, weight)
+
+    shared = charge, _kets(shells)
+    for rows in pairs:
+        bra = density_of(rows, density)
+        blocks = blocks_of(bra, _rows_together(bra, shells), 0)
+        total = total + chunked_sum(of_block, shared, blocks)
     return total
 
 

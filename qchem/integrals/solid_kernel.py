@@ -50,6 +50,17 @@ def interaction(bra: Distribution, ket: Kets) -> Float[Array, "nbra nfunction na
     return _interaction(*_operands(bra, ket))
 
 
+def potential_of(
+    bra: Distribution, ket: Kets, charge: Float[Array, " naux"]
+) -> Float[Array, "nbra nfunction"]:
+    """sum_P (f|P) charge_P, hartree."""
+    sides, *operands = _operands(bra, ket)
+    coefficient = operands.pop(2)
+    values = jnp.dot(_potentials(sides, bra.order, *operands), charge, precision="highest")
+    coefficient = coefficient.reshape(*coefficient.shape[:2], -1)
+    return jnp.einsum("rfp,rp->rf", coefficient, values, precision="highest")
+
+
 def weighted_sum(
     bra: Distribution, ket: Kets, weight: Float[Array, "nbra nfunction naux"]
 ) -> Float[Array, ""]:

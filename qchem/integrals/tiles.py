@@ -72,3 +72,8 @@ def contracted(rows: Distribution, weight: Float[Array, "nrow nfunction"]) -> Di
     coefficient = jnp.einsum("rf,rfkt->rkt", weight, rows.coefficient, precision="highest")
     index = np.zeros((rows.width.shape[0], 1), np.int32)
     return replace(rows, coefficient=coefficient[:, None], index=index)
+
+
+def density_of(rows: Distribution, density: Float[Array, " npair"]) -> Distribution:
+    """One function for each row of a list of AO pairs: what it is of a packed density."""
+    return contracted(rows, density.at[rows.index].get(mode="fill", fill_value=0.0))

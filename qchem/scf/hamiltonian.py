@@ -22,7 +22,7 @@ from qchem.dispersion import Dispersion
 from qchem.fitted_energy import fitted_energy
 from qchem.fitted_jk import DensityFittedJK
 from qchem.grids import Grid
-from qchem.integrals.moments import packed_dipole, packed_moment, unpack
+from qchem.integrals.moments import packed_density, packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import (
     PairRows,
     attenuated,
@@ -311,8 +311,8 @@ class Method(eqx.Module):
             fitting = pairs, self._auxiliary(positions), factor, self.aux.nao, 1.0, weights
             energy = energy + fitted_energy(*fitting, self.mesh, self._short)
         else:
-            aux = auxiliary_distributions(self.aux, positions)
-            energy = energy + fitted_coulomb_energy(pairs, aux, density, self.mesh)
+            fitting = pairs, self._auxiliary(positions), density
+            energy = energy + fitted_coulomb_energy(*fitting, self.mesh)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy_of_orbitals(factor)
 
@@ -348,10 +348,9 @@ class Method(eqx.Module):
         weights = self._exchange_weights(1.0)
         nao, mesh = self.basis.nao, self.mesh
         if self.two_electron == "df" and not (weights.full or weights.attenuated):
-            lists = pairs, auxiliary_distributions(self.aux, positions)
+            lists = pairs, self._auxiliary(positions)
             how = {"stored_bytes": self.device_bytes, "reverse": reverse, "mesh": mesh}
-            shells = solid_shells(self.aux, self.fitting, positions)
-            jks = (FittedCoulomb.build(*lists, nao, self.aux.nao, shells=shells, **how),)
+            jks = (FittedCoulomb.build(*lists, nao, self.aux.nao, **how),)
         elif self.two_electron == "df":
             lists = pairs, self._auxiliary(positions)
             how = {"reverse": reverse, "dtype": self._short, "mesh": mesh}
@@ -384,7 +383,7 @@ class Method(eqx.Module):
         def shared(pairs, charges, density):
             return share.total(potential_energy(own_rows(pairs, share, size), charges, density))
 
-        return spread(shared, self.mesh, P(), P())(pairs, charges, density)
+        return spread(shared, self.mesh, P(), P())(pairs, charges, packed_density(density))
 
     def _nuclear_energy(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)
