@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from qchem.derivatives import jvp_of_moving
 from qchem.devices import MOLECULE, Share, spread
 from qchem.fitted_jk import DensityFittedJK, fitting_arrays
 from qchem.integrals.fitting import (
@@ -154,7 +155,7 @@ def _charges_and_factor(share, pairs, aux, dm):
     return charge, lower_factor(fitting_2c(aux, share))
 
 
-@_coulomb_energy.defjvp
+@partial(_coulomb_energy.defjvp, symbolic_zeros=True)
 def _coulomb_energy_jvp(share, primals, tangents):
     charge, lower = _charges_and_factor(share, *primals)
     charge = _charges(lower, charge)
@@ -165,4 +166,4 @@ def _coulomb_energy_jvp(share, primals, tangents):
         energy = energy_of_charges(pairs, aux, packed_density(dm), charge)
         return share.total(energy + weighted_metric(aux, metric, share))
 
-    return jax.jvp(functional, primals, tangents)
+    return jvp_of_moving(functional, tuple(primals), tuple(tangents))

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from qchem.derivatives import jvp_of_moving
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.fitted_jk import fitting_arrays, over_columns, replaced_columns
 from qchem.integrals.auxiliary import auxiliary_columns
@@ -78,20 +79,11 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
         whole, rest = slopes
         slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
 
-    leaves, tree = jax.tree.flatten(lists)
-    changes = jax.tree.leaves(tangents[:-1])
-    moving = [n for n, t in enumerate(changes) if not isinstance(t, SymbolicZero)]
-
-    def weighted(values):
-        # What does not change is not differentiated: widths would take R of higher orders.
-        given = [*leaves]
-        for n, value in zip(moving, values, strict=True):
-            given[n] = value
-        return _weighted_ranges(share, *jax.tree.unflatten(tree, given), slopes, exchange.omega)
-
-    of_moving = [[x[n] for n in moving] for x in (leaves, changes)]
     energy = sum(energies)
-    tangent = jax.jvp(weighted, *[(x,) for x in of_moving])[1] if moving else jnp.zeros_like(energy)
+    tangent = jnp.zeros_like(energy)
+    if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents[:-1])):
+        weighted = lambda *lists: _weighted_ranges(share, *lists, slopes, exchange.omega)  # noqa: E731
+        tangent = jvp_of_moving(weighted, tuple(lists), tuple(tangents[:-1]))[1]
     if not isinstance(tangents[-1], SymbolicZero):
         tangent = tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
     return energy, tangent

@@ -1,11 +1,14 @@
 """Coulomb matrices and energies without exchange: the same numbers as from a whole fit."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from benchmarks.counting import operations
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.fitted_energy import fitted_energy
 from qchem.fitted_jk import DensityFittedJK
@@ -76,3 +79,19 @@ def test_second_derivatives(rows):
     measured = oracle.slope(ends, step)
     assert abs(measured) > 0.1
     assert_allclose(curvature, measured, rtol=1e-6)
+
+
+def test_what_does_not_move_costs_nothing():
+    """Forces differentiate no widths, which takes integrals of higher orders: counted with general
+    lists, but the rule is that of any."""
+    dm = DM.sum(0)[: SMALL.nao, : SMALL.nao]
+
+    def energy(positions, scale):
+        bras, kets = small_rows(positions)
+        return fitted_coulomb_energy(
+            bras, tuple(replace(k, width=scale * k.width) for k in kets), dm
+        )
+
+    start = POSITIONS, jnp.asarray(1.0)
+    forces, with_widths = (operations(jax.grad(energy, x), *start).total for x in (0, (0, 1)))
+    assert forces < 0.6 * with_widths

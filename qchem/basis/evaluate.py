@@ -1,6 +1,5 @@
 """Values and derivatives of the AOs at points in space."""
 
-from collections.abc import Callable
 from functools import partial
 from math import gamma
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths
@@ -116,23 +115,6 @@ def _rows_jvp(derivative, dtype, depths, primals, tangents):
         raised = _RAISED[: len(values)].tolist()
         change.append([sum(higher[k] * x for k, x in zip(row, shift)) for row in raised])
     return values, tuple(sum(terms[1:], terms[0]) for terms in zip(*change))
-
-
-def jvp_of_moving(
-    function: Callable[..., PyTree], primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
-) -> tuple[PyTree, PyTree]:
-    """Forward derivative of a formula as it stands, with respect to whatever moves."""
-    leaves, tree = jax.tree.flatten(primals)
-    dots = jax.tree.leaves(tangents)
-    moving = [n for n, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
-
-    def of_moving(*moved):
-        new = list(leaves)
-        for n, leaf in zip(moving, moved, strict=True):
-            new[n] = leaf
-        return function(*jax.tree.unflatten(tree, new))
-
-    return jax.jvp(of_moving, [leaves[n] for n in moving], [dots[n] for n in moving])
 
 
 def _zero(x: Array) -> SymbolicZero:

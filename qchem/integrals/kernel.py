@@ -197,9 +197,12 @@ def _weighted_jvp(sides, primals, tangents):
         slope = _ket_slope(r, sides[0], ket_side, bra, weight, ket.shape[2])
         tangent = tangent + jnp.vdot(slope, _signed(dket, ket_side), precision="highest")
     if dbra is not None or value is None:
+        if value is None:  # takes the bra's own powers, also those that do not change
+            bra_side = bra_side[0], sides[0][1]
         slope = _bra_slope(r, bra_side, sides[1], ket, weight)
         if dbra is not None:
-            tangent = tangent + jnp.vdot(slope, dbra, precision="highest")
+            changing = slope[..., slope.shape[-1] - dbra.shape[-1] :]
+            tangent = tangent + jnp.vdot(changing, dbra, precision="highest")
         if value is None:
             value = jnp.vdot(slope[..., : bra.shape[-1]], bra, precision="highest")
     return value, tangent

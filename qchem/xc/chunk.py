@@ -14,10 +14,10 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from qchem.basis.evaluate import jvp_of_moving
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
 from qchem.basis.rows import coordinates, shell_rows, standing, summed, times
+from qchem.derivatives import jvp_of_moving
 from qchem.grids import Grid, GridPoints
 
 from .screening import over_reaching
