@@ -71,8 +71,8 @@ def _cell_share(
     distance: Float[Array, "natom npoint"],
     inverse_separation: Float[Array, "natom natom"],
     adjustment: Float[Array, "natom natom"],
-    atom: Int[Array, "npoint"],
-) -> Float[Array, "npoint"]:
+    atom: Int[Array, " npoint"],
+) -> Float[Array, " npoint"]:
     """`cell_shares` of the distances between atoms and points.
 
     Eqs. (11), (13), (19)-(22) and (A2) of A. D. Becke, J. Chem. Phys. 88, 2547 (1988). An atom

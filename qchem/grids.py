@@ -127,7 +127,7 @@ class Grid(eqx.Module):
 
     def place(
         self, positions: Float[Array | np.ndarray, "natom 3"], part: GridPoints | None = None
-    ) -> tuple[Float[Array, "npoint 3"], Float[Array, "npoint"]]:
+    ) -> tuple[Float[Array, "npoint 3"], Float[Array, " npoint"]]:
         """Points and weights at one geometry, differentiable in the positions.
 
         Values and derivatives need a few arrays of (points) x (atoms): give the points in parts to

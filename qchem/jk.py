@@ -74,7 +74,7 @@ class PackedJK(AbstractJK):
         mesh: The devices.
     """
 
-    eri: Float[Array, _]
+    eri: Float[Array, " _"]
     place: Int[Array, " npair"]
     row: Int[Array | np.ndarray, "ngroup size"]
     start: Int[Array | np.ndarray, "ngroup size"]

@@ -38,7 +38,7 @@ class Reference(eqx.Module):
     scf: qchem.SCFResult
     cycles_model: Array
     overlap: Float[Array, "nao nao"]
-    dipole: Float[Array, 3]
+    dipole: Float[Array, " 3"]
     gradient: Float[Array, "natom 3"]
 
 

@@ -100,7 +100,7 @@ def shell_order(family: MoleculeFamily) -> Int[np.ndarray, "nshell nshell"]:
     return np.array([[(a < b) - (a > b) for b in kinds] for a in kinds], dtype=np.int32)
 
 
-def shell_of_ao(family: MoleculeFamily) -> Int[np.ndarray, nao]:
+def shell_of_ao(family: MoleculeFamily) -> Int[np.ndarray, " nao"]:
     """The shell of each AO."""
     sizes = [shell.size for shell in family.shells]
     return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -193,7 +193,7 @@ def operators(
 def mix(
     weights: Float[Array, "nspin nop nshell nshell"],
     operators: Float[Array, "nspin nop nao nao"],
-    ao: Int[np.ndarray, nao],
+    ao: Int[np.ndarray, " nao"],
 ) -> Float[Array, "nspin nao nao"]:
     """Sum of the operators, each block of shells multiplied by its weight."""
     total = jnp.zeros_like(operators[:, 0])

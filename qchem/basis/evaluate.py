@@ -14,6 +14,7 @@ from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths
 from qchem.basis.rows import ao_of_row, coordinates, shell_rows
 from qchem.basis.spherical import angular_matrix, ncomponent
+from qchem.derivatives import jvp_of_moving
 
 _NCOMPONENT = (1, 4, 10)  # value; x, y, z; xx, xy, xz, yy, yz, zz
 # Component that a further derivative along x, y or z makes of each component.
@@ -123,7 +124,7 @@ def _zero(x: Array) -> SymbolicZero:
 
 def rounding_of_rows(
     basis: Basis, dtype: DTypeLike, short: DTypeLike
-) -> Float[Array, "{basis.nao}"]:
+) -> Float[Array, " {basis.nao}"]:
     """What rows evaluated in a shorter dtype are to be multiplied by to be normalized again.
 
     Exponents, coefficients and the constants of polynomials are the same at all points: rounded,

@@ -30,8 +30,8 @@ class ShellBatch(eqx.Module):
     l: int = eqx.field(static=True)
     exponents: Float[Array | np.ndarray, "nshell nprim"]
     contraction: Float[Array | np.ndarray, "nshell nprim"]
-    atom: Int[Array | np.ndarray, "nshell"]
-    ao: Int[Array | np.ndarray, "nshell"]
+    atom: Int[Array | np.ndarray, " nshell"]
+    ao: Int[Array | np.ndarray, " nshell"]
 
     def coefficients(
         self, dtype: DTypeLike, xp: ModuleType = jnp

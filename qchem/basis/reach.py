@@ -32,7 +32,7 @@ class Reach(eqx.Module):
             one more. None where nothing is left out.
     """
 
-    radii: tuple[Float[Array, "_"], ...]
+    radii: tuple[Float[Array, " _"], ...]
     capacities: tuple[Counts, ...] = eqx.field(static=True)
 
     @classmethod
@@ -77,7 +77,7 @@ def _expected(radii: np.ndarray, margin: float, natom: int) -> int:
 
 def shell_radii(
     batch: ShellBatch, dtype: DTypeLike, xp: ModuleType = jnp
-) -> Float[Array | np.ndarray, "_"]:
+) -> Float[Array | np.ndarray, " _"]:
     """Radii beyond which sum_k |c_k| r^l (1 + 2 a_k r)² exp(-a_k r²) is negligible, bohr.
 
     That bounds values and two derivatives of the shell. `xp` is NumPy on the host.

@@ -142,7 +142,7 @@ def coordinates(
     return [(points[:, i][None] - positions[:, i][:, None]).astype(dtype) for i in range(3)]
 
 
-def ao_of_row(basis: Basis) -> Int[Array | np.ndarray, "nao"]:
+def ao_of_row(basis: Basis) -> Int[Array | np.ndarray, " nao"]:
     """The number of the AO of each row of `ShellRows.columns`, batch by batch."""
     numpy = all(isinstance(batch.ao, np.ndarray) for batch in basis.batches)
     aos = []
@@ -161,7 +161,7 @@ class RowPlan(eqx.Module):
         capacities: Numbers of shells that programs for a part of them are made for.
     """
 
-    order: tuple[Int[Array | np.ndarray, "_"], ...]
+    order: tuple[Int[Array | np.ndarray, " _"], ...]
     depths: Depths = eqx.field(static=True)
     capacities: tuple[Counts, ...] = eqx.field(static=True)
 

@@ -76,7 +76,7 @@ def _kinetic(basis, rows, positions):
 def nuclear_attraction(
     basis: Basis,
     positions: Float[Array, "natom 3"],
-    charges: Float[Array | np.ndarray, natom],
+    charges: Float[Array | np.ndarray, " natom"],
     *,
     omega: float = 0.0,
 ) -> Float[Array, "nao nao"]:
@@ -133,7 +133,7 @@ def _coulomb_3c(basis, aux, rows, positions, inverse_omega2):
 
 def eri(
     basis: Basis, positions: Float[Array, "natom 3"], *, omega: float = 0.0
-) -> Float[Array, npair * (npair + 1) // 2]:
+) -> Float[Array, " packed"]:
     """(ab|cd) with 8-fold symmetry, hartree: packed pairs ab >= cd of packed pairs a >= b.
 
     For small molecules: the length is about nao⁴/8.

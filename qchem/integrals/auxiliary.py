@@ -66,7 +66,7 @@ def coulomb_2c(aux: tuple[Distribution, ...]) -> Float[Array, "ncolumn ncolumn"]
     return 0.5 * (metric + metric.T)
 
 
-def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, naux]:
+def auxiliary_columns(aux: tuple[Distribution, ...], naux: int) -> Int[Array, " naux"]:
     """Where each auxiliary function stands in `coulomb_3c` and `coulomb_2c`.
 
     These go through one list after the other, rows minor; what fills up a list has a column too.

@@ -51,7 +51,7 @@ def _table(order: int) -> np.ndarray:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 2))
 def boys(
     order: int, t: Float[Array, "*batch"], lowest: int = 0
-) -> Float[Array, {order - lowest + 1} * batch]:
+) -> Float[Array, " {order-lowest+1} *batch"]:
     """F_lowest(T) ... F_order(T), with F_m(T) the integral of u^2m exp(-T u^2) over u from 0 to 1.
 
     F_order by a short Taylor step from a table, F_order(T) = sum_k F_{order+k}(T0) (T0 - T)^k / k!,

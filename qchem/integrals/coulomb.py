@@ -103,8 +103,8 @@ def _recursion(order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def hermite_coulomb(
-    order: int, alpha: Float[Array, "*batch"], separation: Float[Array, 3 * batch]
-) -> Float[Array, nhermite * batch]:
+    order: int, alpha: Float[Array, "*batch"], separation: Float[Array, " 3 *batch"]
+) -> Float[Array, " nhermite *batch"]:
     """Derivatives of erf(sqrt(alpha) r) / r, the interaction of two unit Gaussian charges.
 
     Equals 2 sqrt(alpha / pi) R_tuv of Helgaker, Jørgensen & Olsen (2000), by their recursion
@@ -130,8 +130,8 @@ def hermite_coulomb(
 
 
 def radial_derivatives(
-    base: Sequence[Float[Array, "*batch"]], separation: Float[Array, 3 * batch]
-) -> Float[Array, nhermite * batch]:
+    base: Sequence[Float[Array, "*batch"]], separation: Float[Array, " 3 *batch"]
+) -> Float[Array, " nhermite *batch"]:
     """Derivatives of a function f of r from its f, f'/r, (1/r d/dr)^2 f, ...
 
     (9.9.18)-(9.9.20) of Helgaker, Jørgensen & Olsen (2000); in the order of `hermite_powers`.

@@ -18,7 +18,7 @@ def hermite_coefficients(
     lb: int,
     a: Float[Array, "*batch"],
     b: Float[Array, "*batch"],
-    separation: Float[Array, 3 * batch],
+    separation: Float[Array, " 3 *batch"],
 ) -> dict[tuple[int, int], Float[Array, "_ 3 *batch"]]:
     """Expansion coefficients E_t^{ij} of x_A^i x_B^j exp(-p x_P^2) in unit Hermite Gaussians.
 
@@ -61,8 +61,8 @@ def _raise_power(e, distance, half):
 def axis_table(
     la: int,
     lb: int,
-    a: Float[Array, npair],
-    b: Float[Array, npair],
+    a: Float[Array, " npair"],
+    b: Float[Array, " npair"],
     separation: Float[Array, "3 npair"],
 ) -> Float[Array, "_ 3 npair"]:
     """E_t^{ij} and one-dimensional kinetic energies of every primitive pair.

@@ -19,7 +19,7 @@ def unpack(packed: Float[Array, "*batch npair"], nao: int) -> Float[Array, "*bat
 
 def packed_moment(
     pairs: tuple[Distribution, ...], npair: int, powers: tuple[int, int, int], origin
-) -> Float[Array, npair]:
+) -> Float[Array, " npair"]:
     """Integrals of x^i y^j z^k over the AO pairs, about `origin`, at most second degree.
 
     A Hermite Gaussian is a derivative of a unit charge with respect to its centre, so its moment

@@ -148,7 +148,7 @@ def pair_distributions(
 
 def pair_expansions(
     basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
-) -> tuple[tuple[Distribution, ...], Float[Array, npair]]:
+) -> tuple[tuple[Distribution, ...], Float[Array, " npair"]]:
     """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>.
 
     The coefficients of single axes are made for all classes at once, up to the highest l: little

@@ -16,7 +16,7 @@ def potential(
     pairs: tuple[Distribution, ...],
     charges: Distribution,
     npair: int,
-) -> Float[Array, npair]:
+) -> Float[Array, " npair"]:
     """Interaction of every AO pair with the sum of all charges; hartree, signed as the charges."""
     total = jnp.zeros(npair, charges.coefficient.dtype)
     for bra in pairs:

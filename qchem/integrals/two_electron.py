@@ -45,7 +45,7 @@ def coulomb_4c(pairs: tuple[Distribution, ...], npair: int) -> Float[Array, " nq
 
 def in_order(
     pairs: tuple[Distribution, ...], npair: int
-) -> tuple[tuple[tuple[Distribution, ...], tuple[Float[Array, _], ...]], Int[Array, " {npair}"]]:
+) -> tuple[tuple[tuple[Distribution, ...], tuple[Float[Array, " _"], ...]], Int[Array, " {npair}"]]:
     """The lists as `coulomb_rows` wants them, their norms, and the place of each AO pair.
 
     In a list pairs of shells follow by falling norm, so that tiles of negligible integrals form;
@@ -88,7 +88,7 @@ def _widened(index, width, fill):
 
 def coulomb_rows(
     lists: tuple[Distribution, ...],
-    norms: tuple[Float[Array, _], ...],
+    norms: tuple[Float[Array, " _"], ...],
     starts: Int[Array, " npair"],
     size: int,
     share: Share = ALONE,

@@ -47,7 +47,7 @@ class Density(NamedTuple):
         return self.matrix if c is None else jnp.einsum("smi,sni->smn", c, c, precision="highest")
 
     def in_columns(
-        self, order: Int[Array | np.ndarray, "nao"], scale: Float[Array, "nao"] | None
+        self, order: Int[Array | np.ndarray, " nao"], scale: Float[Array, " nao"] | None
     ) -> "Density":
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:

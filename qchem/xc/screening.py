@@ -51,7 +51,7 @@ def excess_reach(
     reach: Reach,
     positions: Float[Array, "natom 3"],
     points: Float[Array, "npoint 3"],
-) -> list[Float[Array, "_"]]:
+) -> list[Float[Array, " _"]]:
     """By how much the shells of each batch reach further than to the nearest of the points, bohr;
     constant to derivatives."""
     positions, points = jax.lax.stop_gradient((positions, points))
@@ -64,7 +64,7 @@ def excess_reach(
 
 
 def too_small(
-    excess: list[Float[Array, "_"]], depths: Depths, capacities: tuple[Counts, ...]
+    excess: list[Float[Array, " _"]], depths: Depths, capacities: tuple[Counts, ...]
 ) -> Int[Array, ""]:
     """How many of the capacities have too little room for the shells that reach."""
     needed = [jnp.sum(x > 0) for x in _grouped(excess, depths)]
