@@ -30,8 +30,11 @@ from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
 from qchem.linear_algebra import prepare_lapack
 
 # XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
-# makes is as fast (benchmarks/compile_options.py).
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+# makes is as fast (benchmarks/compile_options.py). And no loop is split over threads: while several
+# devices are at work, what follows may begin before all parts are done (jaxlib 0.10), and the
+# numbers are wrong.
+SPLITTING = "cpu-parallel-task-assigner"  # the pass of XLA that does so
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_disable_hlo_passes": SPLITTING}
 FOLDER = "programs"  # within JAX's cache directory
 _UNUSED_DAYS = 30  # after which a program is removed
 _platform = jax.make_user_context(None)  # part of the key of JAX's caches: nothing stale is found

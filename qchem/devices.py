@@ -7,6 +7,7 @@ several processes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from qchem.compilation import platform
+from qchem.compilation import SPLITTING, platform
 from qchem.errors import InputError
 
 GEOMETRY, MOLECULE = "geometry", "molecule"
+_WHOLE_LOOPS = f"--xla_disable_hlo_passes={SPLITTING}"
 
 
 def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
@@ -39,6 +41,14 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
             f"a mesh with the axes {mesh.axis_names}; one axis is needed, {GEOMETRY!r} (of a batch)"
             f" or {MOLECULE!r} (integrals and grid of each), as in "
             f"jax.make_mesh(({mesh.size},), ({GEOMETRY!r},))."
+        )
+    several_cores = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    if several_cores and SPLITTING not in os.environ.get("XLA_FLAGS", ""):
+        warnings.warn(
+            "several devices of a CPU can make programs of your own, those of jax.jit, give wrong "
+            "numbers (jaxlib 0.10): call qchem.use_cores() before JAX computes anything, or start "
+            f"Python with XLA_FLAGS={_WHOLE_LOOPS}.",
+            stacklevel=3,
         )
     # Without the axis types of the caller's mesh: what is shared here is said where it is shared.
     return Mesh(mesh.devices, mesh.axis_names) if mesh.axis_names == (axis,) else None
@@ -63,8 +73,12 @@ def use_cores(count: int | None = None) -> Mesh | None:
     count = (allowed or 1) if count is None else count
     if count < 1:
         raise InputError(f"{count} cores; 1 or more are needed.")
-    with suppress(RuntimeError):  # JAX is at work already
-        jax.config.update("jax_num_cpu_devices", count)
+    with suppress(RuntimeError):  # JAX is at work already, and its number of devices fixed
+        for number in (count + 1, count):  # it minds only what is a change
+            jax.config.update("jax_num_cpu_devices", number)
+        # For programs that are not made by `qchem.program`, which has this option.
+        if SPLITTING not in (flags := os.environ.get("XLA_FLAGS", "")):
+            os.environ["XLA_FLAGS"] = f"{flags} {_WHOLE_LOOPS}".strip()
     devices = jax.local_devices()[:count]
     if devices[0].platform != "cpu" or len(devices) == 1:
         return None

@@ -2,10 +2,14 @@
 
 import os
 
-# XLA's quick way to machine code, as `qchem.program` chooses it: half of the time of all tests.
-# Before JAX is imported; processes that tests start have it too.
+# The compiler's options that `qchem.program` chooses: half of the time of all tests. Before JAX is
+# imported; processes that tests start have them too.
 os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
+    [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_disable_hlo_passes=cpu-parallel-task-assigner",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
 )
 
 import jax

@@ -211,6 +211,67 @@ def test_what_a_mesh_must_be():
         qchem.energy(molecule, "sto-3g", "hf", mesh=Mesh(devices, ("geometry",)))
 
 
+def run_script(script, *arguments):
+    """What it prints, line by line, without the compiler's options that tests have."""
+    environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", script, *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+IS_SPLIT = """
+import sys, warnings, jax, jax.numpy as jnp, qchem
+from qchem.devices import mesh_for
+if sys.argv[1] == "late":
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.devices()
+mesh = qchem.use_cores(2)
+function = jax.jit(lambda x: jnp.sin(x) * jnp.exp(x))
+text = function.lower(jnp.ones((2000, 2000))).compile().as_text()
+print('outer_dimension_partitions":["' in text)
+with warnings.catch_warnings(record=True) as said:
+    mesh_for(mesh, "molecule")
+print([str(x.message) for x in said])
+"""
+
+
+def test_cores_do_not_split_loops():
+    """What follows a loop that is split over threads may begin too early (jaxlib 0.10)."""
+    assert run_script(IS_SPLIT, "early") == ["False", "[]"]
+    split, said = run_script(IS_SPLIT, "late")
+    assert split == str((os.cpu_count() or 1) > 1)
+    assert "use_cores() before JAX" in said
+
+
+FORCES = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp, numpy as np, qchem
+from benchmarks.molecules import molecule
+from qchem.compilation import program
+mesh = qchem.use_cores(2)
+known = molecule("aspirin")
+terms = {"basis": "def2-tzvp", "xc": "hf", "two_electron": "df"}
+method = qchem.energy_fn(known.numbers, **terms).method
+random = np.random.default_rng(0)
+nao, nocc = method.basis.nao, sum(known.numbers) // 2
+orbitals = jnp.asarray((np.eye(nao)[:, :nocc] + 0.02 * random.normal(size=(nao, nocc)))[None])
+slope = program(lambda method, *x: jax.grad(method.energy)(*x))
+positions = jnp.asarray(known.positions)
+alone, shared = (slope(x, positions, orbitals) for x in (method, method.on(mesh)))
+print(abs(alone).max(), abs(alone - shared).max())
+"""
+
+
+@pytest.mark.slow
+def test_forces_in_a_large_basis():
+    """Of arrays so large that XLA would split loops over them, and not wait for all parts."""
+    largest, difference = map(float, run_script(FORCES)[0].split())
+    assert largest > 0.1
+    assert difference < 1e-9
+
+
 def test_explicit_placement_is_refused():
     mesh = jax.make_mesh((1,), ("geometry",), axis_types=(AxisType.Explicit,))
     batch = jax.device_put(np.zeros((2, 2, 3)), NamedSharding(mesh, P("geometry")))
