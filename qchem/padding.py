@@ -137,7 +137,9 @@ class Padded:
         everything = self.method.basis.nao
         return everything if norbital >= self.nao else min(-(-norbital // 4) * 4, everything)
 
-    def positions(self, positions: Float[Array | np.ndarray, "natom 3"]) -> Float[np.ndarray, " _"]:
+    def positions(
+        self, positions: Float[Array | np.ndarray, "natom 3"]
+    ) -> Float[np.ndarray, "_ 3"]:
         """With those of the atoms that fill up."""
         positions = np.asarray(positions)
         nmore = len(self.method.numbers) - self.natom
