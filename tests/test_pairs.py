@@ -1,10 +1,12 @@
 """Charge distributions: every pair once, and the densities they stand for, at points in space."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from benchmarks.counting import operations
 from qchem.basis.evaluate import evaluate_ao
 from qchem.basis.layout import Basis
 from qchem.basis.library import Shell
@@ -16,6 +18,7 @@ from qchem.integrals.pairs import (
     hermite_sign,
     npair,
     pair_distributions,
+    pair_expansions,
     plan_pairs,
 )
 from qchem.integrals.two_electron import coulomb_4c
@@ -120,6 +123,28 @@ def test_merged_lists_give_the_same_integrals():
     assert [length for length, *_ in both] == [2, 3]
     for one, other in zip(both[0][1:], both[1][1:], strict=True):
         assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+
+
+def test_tables_of_their_own_give_the_same_lists(monkeypatch):
+    """One for each l of the first function, as of many pairs; derivatives too."""
+    of_basis = basis()
+    plan = plan_pairs(of_basis)
+
+    def everything(largest):
+        monkeypatch.setattr("qchem.integrals.pairs._AXIS_TABLE", largest)
+
+        def arrays(positions):
+            lists, kinetic = pair_expansions(of_basis, plan, positions)
+            return [(rows.center, rows.coefficient) for rows in lists], kinetic
+
+        squares = lambda r: sum(jnp.sum(x**2) for x in jax.tree.leaves(arrays(r)))  # noqa: E731
+        made = oracle.jit(lambda r: (arrays(r), jax.grad(squares)(r)))
+        return made(POSITIONS), operations(arrays, POSITIONS).total
+
+    (together, more), (apart, less) = (everything(n) for n in (1 << 23, 0))
+    assert less < more
+    for one, other in zip(jax.tree.leaves(apart), jax.tree.leaves(together), strict=True):
+        assert_allclose(one, other, rtol=0, atol=RTOL * np.abs(other).max())
 
 
 def test_padding_carries_no_charge(computed):

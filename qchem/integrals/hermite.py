@@ -111,6 +111,11 @@ def _axis_table_jvp(la, lb, primals, tangents):
 axis_table.defjvp(_axis_table_jvp, symbolic_zeros=True)
 
 
+def axis_table_rows(la: int, lb: int) -> int:
+    """Number of rows of `axis_table`."""
+    return (la + 1) * (lb + 1) * (la + lb + 2)
+
+
 def _row(i, j, t, table_rows, lb):
     """Row of the table; t = -1 is the kinetic energy."""
     la = _highest_power(table_rows, lb)
@@ -119,8 +124,8 @@ def _row(i, j, t, table_rows, lb):
 
 
 def _highest_power(table_rows, lb):
-    """l_a of a table: it has (la + 1)(lb + 1)(la + lb + 2) rows."""
-    return next(la for la in range(64) if (la + 1) * (lb + 1) * (la + lb + 2) == table_rows)
+    """l_a of a table."""
+    return next(la for la in range(64) if axis_table_rows(la, lb) == table_rows)
 
 
 def product_expansion(

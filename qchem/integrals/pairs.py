@@ -18,13 +18,19 @@ from jaxtyping import Array, Bool, Float, Int
 from qchem.basis.layout import Basis, primitive_depth
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.integrals.coulomb import hermite_powers, nhermite
-from qchem.integrals.hermite import axis_table, product_expansion, product_kinetic
+from qchem.integrals.hermite import (
+    axis_table,
+    axis_table_rows,
+    product_expansion,
+    product_kinetic,
+)
 
 _NPRIM = {0: 4, 1: 3, 2: 3}  # primitive pairs per row by order, else 1: little padding, few rows
 _MERGED_NAO = 150  # up to here compiling another class costs more than padding to its order
 _MERGED_NAUX = 600  # likewise for auxiliary functions
 _SHORT = 0.1  # part of the functions: a list with less is not worth more programs
 _PAIR_BLOCK = 1 << 22  # elements of an expansion held at once
+_AXIS_TABLE = 1 << 23  # likewise of a table of single axes for classes of any l
 
 
 class Distribution(eqx.Module):
@@ -149,22 +155,14 @@ def pair_distributions(
 def pair_expansions(
     basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
 ) -> tuple[tuple[Distribution, ...], Float[Array, " npair"]]:
-    """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>.
-
-    The coefficients of single axes are made for all classes at once, up to the highest l: little
-    more arithmetic, far fewer operations to compile.
-    """
+    """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>."""
     primitives = [_primitive_pairs(basis, of_class, positions) for of_class in rows]
-    flat = [jnp.concatenate([x[n].reshape(-1) for x in primitives]) for n in (0, 1)]
-    separation = [_spread(x[2] - x[3], x[0].shape).reshape(-1, 3) for x in primitives]
-    la, lb = max(of_class.la for of_class in rows), max(of_class.lb for of_class in rows)
-    table = axis_table(la, lb, *flat, jnp.concatenate(separation).T)
     kinetic = jnp.zeros(npair(basis.nao), positions.dtype)
     parts: dict[int, list[Distribution]] = {}
-    start = 0
-    for of_class, (a, b, ra, rb, charge) in zip(rows, primitives, strict=True):
-        columns = table[:, :, start : start + a.size]
-        start += a.size
+    tables = _axis_tables(rows, primitives)
+    for of_class, (a, b, ra, rb, charge), (columns, lb) in zip(
+        rows, primitives, tables, strict=True
+    ):
         matrices = [_angular(l, basis.spherical, a.dtype) for l in (of_class.la, of_class.lb)]
         coefficient, laplacian = _expand(of_class, lb, matrices, columns, charge)
         kinetic = kinetic.at[of_class.index.ravel()].add(laplacian.ravel(), mode="drop")
@@ -177,6 +175,31 @@ def pair_expansions(
         )
     lists = tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
     return lists, kinetic
+
+
+def _axis_tables(rows, primitives):
+    """For each class, the coefficients of single axes, and the highest l_b that they are made for.
+
+    They are made for all classes at once, up to the highest l: little more arithmetic, far fewer
+    operations to compile. Where that would be large, classes of one l_a have a table of their own.
+    """
+    classes = list(range(len(rows)))
+    highest = max(x.la for x in rows), max(x.lb for x in rows)
+    size = axis_table_rows(*highest) * 3 * sum(x[0].size for x in primitives)
+    groups = [classes]
+    if size > _AXIS_TABLE:
+        groups = [[n for n in classes if rows[n].la == l] for l in range(highest[0] + 1)]
+    found = {}
+    for group in filter(None, groups):
+        of_group = [primitives[n] for n in group]
+        flat = [jnp.concatenate([x[n].reshape(-1) for x in of_group]) for n in (0, 1)]
+        separation = [_spread(x[2] - x[3], x[0].shape).reshape(-1, 3) for x in of_group]
+        la, lb = max(rows[n].la for n in group), max(rows[n].lb for n in group)
+        table = axis_table(la, lb, *flat, jnp.concatenate(separation).T)
+        ends = np.cumsum([x[0].size for x in of_group])
+        columns = [table[:, :, end - x[0].size : end] for x, end in zip(of_group, ends)]
+        found |= {n: (part, lb) for n, part in zip(group, columns, strict=True)}
+    return [found[n] for n in classes]
 
 
 def _primitive_pairs(basis, rows, positions):
