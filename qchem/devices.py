@@ -42,7 +42,8 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
             f" or {MOLECULE!r} (integrals and grid of each), as in "
             f"jax.make_mesh(({mesh.size},), ({GEOMETRY!r},))."
         )
-    several_cores = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    own = mesh.local_devices
+    several_cores = len(own) > 1 and own[0].platform == "cpu"
     if several_cores and SPLITTING not in os.environ.get("XLA_FLAGS", ""):
         warnings.warn(
             "several devices of a CPU can make programs of your own, those of jax.jit, give wrong "

@@ -133,7 +133,7 @@ def _coulomb_3c(basis, aux, rows, positions, inverse_omega2):
 
 def eri(
     basis: Basis, positions: Float[Array, "natom 3"], *, omega: float = 0.0
-) -> Float[Array, " packed"]:
+) -> Float[Array, " nquartet"]:
     """(ab|cd) with 8-fold symmetry, hartree: packed pairs ab >= cd of packed pairs a >= b.
 
     For small molecules: the length is about nao⁴/8.
