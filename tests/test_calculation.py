@@ -60,6 +60,14 @@ def test_new_geometries_need_no_new_program(batched, values, results):
     assert_allclose(alone.energy, energies[0], rtol=0, atol=ENERGY_ATOL)
 
 
+def test_other_thresholds_need_no_new_program(results):
+    rough = {"tolerance": 1e-2, "energy_tolerance": 1e-2, "damping": 0.1, "level_shift": 0.1}
+    with oracle.compilations() as compiled:
+        found = qchem.energy(molecule("HH", STRETCHED[0]), **rough, **SETTINGS)
+    assert compiled == []
+    assert found.converged and found.cycles < results[0].cycles
+
+
 def test_chunks_do_not_change_the_values(values):
     chunked = jax.vmap(qchem.energy_fn((1, 1), chunk=3, **SETTINGS))(jnp.asarray(STRETCHED))
     assert_allclose(chunked, values[0], rtol=0, atol=ENERGY_ATOL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from qchem.errors import InputError
 from qchem.scf.hamiltonian import Hamiltonian
 from qchem.scf.orbitals import Nocc, counts
 from qchem.scf.second_order import second_order
-from qchem.scf.solve import SCFResult, solve
+from qchem.scf.solve import SCFResult, check_damping, resolved_tolerance, solve
 from qchem.scf.stability import UNSTABLE, Curvature, displaced, lowest_curvature
 from qchem.scf.start import Guess
 
@@ -20,6 +21,7 @@ Solver = Literal["auto", "diis", "second-order"]
 STALL = 15  # cycles without progress after which DIIS gives way to second order
 MAX_CYCLES = 100
 _FOLLOWED = 5  # instabilities at most, one after another
+_NUMBERS = ("energy_tolerance", "residual_tolerance", "damping", "level_shift")
 _SHARED = ("max_cycles", "energy_tolerance", "residual_tolerance")
 
 
@@ -77,14 +79,17 @@ def converge(
         The state, the parts of its energy, and what was done: for each stage its method, numbers
         of Fock matrices and Hessian-vector products, and where it ended.
     """
-    scf, energies = _diis(hamiltonian, screened, guess, nocc, _first(options, solver))
+    check_damping(options.get("damping", 0.0))
+    fixed, numbers = _split(_first(options, solver), solve, screened.dtype)
+    scf, energies = _diis(hamiltonian, screened, guess, nocc, fixed, numbers)
     stages = [_stage("diis", scf)]
     shared = _shared(options)
     enough = np.isfinite(np.asarray(scf.mo_energy)[0]).sum() >= np.max(counts(nocc))
     possible = enough and not options.get("smearing")
 
     def newton(scf):
-        after, energies = _second_order(hamiltonian, scf, nocc, shared)
+        fixed, numbers = _split(shared, second_order, screened.dtype)
+        after, energies = _second_order(hamiltonian, scf, nocc, fixed, numbers)
         stages.append(_stage("second-order", after, scf))
         return after, energies
 
@@ -123,6 +128,15 @@ def _shared(options):
     return defaults | {name: options[name] for name in _SHARED if name in options}
 
 
+def _split(options, function, dtype):
+    """What a program is made for, and numbers that it is given: other ones compile nothing."""
+    defaults = inspect.signature(function).parameters
+    numbers = {n: options.get(n, defaults[n].default) for n in _NUMBERS if n in defaults}
+    numbers["residual_tolerance"] = resolved_tolerance(numbers["residual_tolerance"], dtype)
+    fixed = {name: value for name, value in options.items() if name not in numbers}
+    return fixed, {name: np.asarray(value, dtype) for name, value in numbers.items()}
+
+
 def _stage(method: str, scf: SCFResult, before: SCFResult | None = None) -> dict[str, Any]:
     done = {"method": method, "cycles": int(scf.cycles)}
     if before is not None:
@@ -137,14 +151,15 @@ def _stage(method: str, scf: SCFResult, before: SCFResult | None = None) -> dict
 
 
 @program
-def _diis(hamiltonian, screened, guess, nocc, options):
-    scf = solve(hamiltonian, nocc, guess.fock(hamiltonian, screened, len(nocc)), **options)
+def _diis(hamiltonian, screened, guess, nocc, fixed, numbers):
+    fock = guess.fock(hamiltonian, screened, len(nocc))
+    scf = solve(hamiltonian, nocc, fock, **fixed, **numbers)
     return scf, hamiltonian.energies(scf.factor)
 
 
 @program
-def _second_order(hamiltonian, scf, nocc, options):
-    scf = second_order(hamiltonian, scf, nocc, **options)
+def _second_order(hamiltonian, scf, nocc, fixed, numbers):
+    scf = second_order(hamiltonian, scf, nocc, **fixed, **numbers)
     return scf, hamiltonian.energies(scf.factor)
 
 

@@ -52,8 +52,8 @@ def second_order(
     max_cycles: int = 100,
     max_products: int = 25,
     patience: int = 4,
-    energy_tolerance: float = 1e-9,
-    residual_tolerance: float | None = None,
+    energy_tolerance: float | Float[Array, ""] = 1e-9,
+    residual_tolerance: float | Float[Array, ""] | None = None,
 ) -> SCFResult:
     """Self-consistent orbitals, by Newton's method from given ones; the energy never rises.
 
@@ -83,7 +83,7 @@ def second_order(
     dtype = start.energy.dtype
     eps = float(jnp.finfo(dtype).eps)
     residual_tolerance = resolved_tolerance(residual_tolerance, dtype)
-    soft_tolerance = max(residual_tolerance, SOFT_RESIDUAL)
+    soft_tolerance = jnp.maximum(residual_tolerance, SOFT_RESIDUAL)
     exists = jnp.isfinite(start.mo_energy[0])
 
     def cycle(state: _State) -> _State:

@@ -127,11 +127,11 @@ def solve(
     *,
     max_cycles: int = 100,
     patience: int = 8,
-    energy_tolerance: float = 1e-9,
-    residual_tolerance: float | None = None,
+    energy_tolerance: float | Float[Array, ""] = 1e-9,
+    residual_tolerance: float | Float[Array, ""] | None = None,
     diis_size: int = 8,
-    damping: float = 0.0,
-    level_shift: float = 0.0,
+    damping: float | Float[Array, ""] = 0.0,
+    level_shift: float | Float[Array, ""] = 0.0,
     smearing: float = 0.0,
     stall: int | None = None,
     overlap_threshold: float = OVERLAP_THRESHOLD,
@@ -144,7 +144,7 @@ def solve(
     Each cycle calls `energy_and_fock` once. Traceable: under `vmap`, geometries that have
     converged remain as they are while others go on. Nothing is raised inside a trace; see
     `SCFResult.require_converged`. Not meant to be differentiated: at the solution the energy is
-    stationary.
+    stationary. Tolerances, damping and level shift may be traced.
 
     Args:
         hamiltonian: Energy and Fock matrix, and the overlap.
@@ -179,7 +179,7 @@ def solve(
         raise InputError(f"stall = {stall} cycles; it must be 1 or more.")
     eps = float(jnp.finfo(dtype).eps)
     residual_tolerance = resolved_tolerance(residual_tolerance, dtype)
-    soft_tolerance = max(residual_tolerance, SOFT_RESIDUAL)
+    soft_tolerance = jnp.maximum(residual_tolerance, SOFT_RESIDUAL)
 
     x, kept = canonical_orthogonalizer(hamiltonian.overlap, overlap_threshold)
     solve_orbitals = jax.vmap(lambda fock: diagonalize(fock, kept))
@@ -283,6 +283,12 @@ def _check_options(nocc, nspin, nao, max_cycles, diis_size, damping):
         raise InputError(
             f"max_cycles = {max_cycles} and diis_size = {diis_size} must both be 1 or more."
         )
+    if not isinstance(damping, jax.core.Tracer):
+        check_damping(damping)
+
+
+def check_damping(damping: float) -> None:
+    """Refuse what would keep everything of the previous Fock matrix, or more."""
     if not 0 <= damping < 1:
         raise InputError(f"damping = {damping} must be 0 or more (no damping) and less than 1.")
 
