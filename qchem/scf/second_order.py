@@ -19,7 +19,7 @@ from qchem.scf.orbitals import (
     symmetrized,
 )
 from qchem.scf.rotations import Expansion, in_orbitals
-from qchem.scf.solve import SOFT_RESIDUAL, SCFResult, SelfConsistent, resolved_tolerance
+from qchem.scf.solve import SOFT_RESIDUAL, Number, SCFResult, SelfConsistent, resolved_tolerance
 
 _SMALLEST_GAP = 0.1  # hartree; smaller orbital energy differences precondition like this one
 _FIRST_RADIUS, _LARGEST_RADIUS = 0.5, 2.0  # of the preconditioner's norm, hartree^(1/2)
@@ -52,8 +52,8 @@ def second_order(
     max_cycles: int = 100,
     max_products: int = 25,
     patience: int = 4,
-    energy_tolerance: float | Float[Array, ""] = 1e-9,
-    residual_tolerance: float | Float[Array, ""] | None = None,
+    energy_tolerance: Number = 1e-9,
+    residual_tolerance: Number | None = None,
 ) -> SCFResult:
     """Self-consistent orbitals, by Newton's method from given ones; the energy never rises.
 

@@ -26,6 +26,7 @@ from qchem.scf.orbitals import (
     symmetrized,
 )
 
+Number = float | Float[Array, ""]  # a traced one needs no program of its own
 SOFT_RESIDUAL = 1e-5  # accepted when cycles bring no more; PySCF's default is about as large
 PROGRESS = 0.8  # a residual that falls below this part of the smallest so far is progress
 PROGRESS_ENERGY = 1e-3  # hartree below the lowest energy so far: progress too
@@ -127,11 +128,11 @@ def solve(
     *,
     max_cycles: int = 100,
     patience: int = 8,
-    energy_tolerance: float | Float[Array, ""] = 1e-9,
-    residual_tolerance: float | Float[Array, ""] | None = None,
+    energy_tolerance: Number = 1e-9,
+    residual_tolerance: Number | None = None,
     diis_size: int = 8,
-    damping: float | Float[Array, ""] = 0.0,
-    level_shift: float | Float[Array, ""] = 0.0,
+    damping: Number = 0.0,
+    level_shift: Number = 0.0,
     smearing: float = 0.0,
     stall: int | None = None,
     overlap_threshold: float = OVERLAP_THRESHOLD,
@@ -265,7 +266,7 @@ def solve(
     )
 
 
-def resolved_tolerance(residual_tolerance: float | None, dtype: jnp.dtype) -> float:
+def resolved_tolerance(residual_tolerance: Number | None, dtype: jnp.dtype) -> Number:
     """The tolerance given, or what the dtype allows: 1e-7, in single precision 1e-3 hartree."""
     if residual_tolerance is not None:
         return residual_tolerance
@@ -287,7 +288,7 @@ def _check_options(nocc, nspin, nao, max_cycles, diis_size, damping):
         check_damping(damping)
 
 
-def check_damping(damping: float) -> None:
+def check_damping(damping: Number) -> None:
     """Refuse what would keep everything of the previous Fock matrix, or more."""
     if not 0 <= damping < 1:
         raise InputError(f"damping = {damping} must be 0 or more (no damping) and less than 1.")
