@@ -3,8 +3,8 @@
 Clusters of water molecules on a cubic lattice, turned at random but never too close, in density
 fitting, on all cores. Each row has a process of its own and is its second calculation. The first
 compiles, and is content with two cycles; the time that it needs beyond that of as many cycles, and
-the first forces beyond the second, are `compile_s`. `scf_s` is per cycle. Errors are deviations from
-PySCF's energy, converged by its defaults, hartree. The last rows are the exponents k of
+the first forces beyond the second, are `compile_s`. `scf_s` is per cycle. Errors are deviations
+from PySCF's energy, converged by its defaults, hartree. The last rows are the exponents k of
 time ~ nao^k, fitted by least squares to the three largest sizes.
 """
 
