@@ -10,12 +10,24 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 def chunked_sum(
-    f: Callable[[PyTree, PyTree], Float[Array, ""]], params: PyTree, xs: PyTree
+    f: Callable[[PyTree, PyTree], Float[Array, ""]],
+    params: PyTree,
+    xs: PyTree,
+    wanted: Bool[Array, " nchunk"] | None = None,
 ) -> Float[Array, ""]:
-    """Sum of f(params, x) over the leading axis of `xs`, one x at a time; see `tiled_sum`."""
+    """Sum of f(params, x) over the leading axis of `xs`, one x at a time; see `tiled_sum`.
+
+    Args:
+        f, params: As there.
+        xs: Stacked along the leading axis of each leaf.
+        wanted: Which count; all do if not given.
+    """
     nchunk = len(jax.tree.leaves(xs)[0])
     tiles = np.arange(nchunk), np.zeros(nchunk, int)
-    return tiled_sum(lambda params, x, _: f(params, x), params, xs, (), tiles)
+    if wanted is None:
+        return tiled_sum(lambda params, x, _: f(params, x), params, xs, (), tiles)
+    both = lambda params, x, _: f(params, x[0])  # noqa: E731
+    return tiled_sum(both, params, (xs, wanted), (), tiles, lambda x, _: x[1])
 
 
 def tiled_sum(

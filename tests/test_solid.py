@@ -123,6 +123,24 @@ def test_weighted_sums():
     assert np.abs(ours[1]).max() > 0.1
 
 
+def test_far_apart_pairs_are_left_out(monkeypatch):
+    """Blocks of pairs without overlap are not made; values and forces are those of all of them."""
+    monkeypatch.setattr(tiles, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu"), 2000))
+    far = 20 * POSITIONS
+    made = np.concatenate([tiles.wanted_blocks(rows, 1) for rows in pairs(far)])
+    assert made.any() and not made.all()
+
+    def compute(positions):
+        integrals = solid_3c(pairs(positions), solid_shells(AUX, PLAN, positions), NPAIR)
+        return integrals, jax.grad(weighted)(positions)
+
+    few = oracle.jit(compute)(far)
+    monkeypatch.setattr(tiles, "NEGLIGIBLE", -1.0)
+    everything = oracle.jit(lambda positions: compute(positions))(far)
+    assert_same(few, everything, 1e-14)
+    assert np.abs(few[1]).max() > 1e-3
+
+
 def test_charges_and_their_potential():
     """Sums over (ab|P) that is never made: charges of a density, their potential and energy."""
     density, charge = weights()[0][:, 0], weights()[0][0]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from qchem.chunking import chunked_sum
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.tiles import blocks_of, density_of, tile_rows
+from qchem.integrals.tiles import blocks_of, density_of, if_wanted, tile_rows, wanted_blocks
 
 
 def potential(
@@ -27,7 +27,7 @@ def potential(
         def of_block(block):
             return jnp.sum(interaction(block, charges), axis=(2, 3))
 
-        values = jax.lax.map(of_block, blocks)
+        values = jax.lax.map(if_wanted(of_block), (blocks, wanted_blocks(bra, size)))
         total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
     return total
 
@@ -47,5 +47,6 @@ def potential_energy(
             every = jnp.ones((block.width.shape[0], 1, 1, charges.width.shape[0]), density.dtype)
             return weighted_sum(block, charges, every)
 
-        total = total + chunked_sum(of_block, charges, blocks_of(bra, size, 0))
+        blocks = blocks_of(bra, size, 0)
+        total = total + chunked_sum(of_block, charges, blocks, wanted_blocks(rows, size))
     return total

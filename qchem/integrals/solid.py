@@ -25,7 +25,14 @@ from qchem.integrals.solid_kernel import (
     single_shells,
     weighted_sum,
 )
-from qchem.integrals.tiles import blocks_of, density_of, own_rows, tile_bytes
+from qchem.integrals.tiles import (
+    blocks_of,
+    density_of,
+    if_wanted,
+    own_rows,
+    tile_bytes,
+    wanted_blocks,
+)
 
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 
@@ -130,10 +137,21 @@ def solid_3c(
             return interaction(block, ket).reshape(-1, width)
 
         def add(total, block, of_block=of_block):
-            return _with_rows(total, block.index.ravel(), of_block(ket, block)), None
+            return _with_rows(total, block.index.ravel(), of_block(ket, block))
 
-        total = jax.lax.scan(add, total, blocks_of(bra, _rows_together(bra, shells), npair))[0]
+        size = _rows_together(bra, shells)
+        total = _over_blocks(add, total, blocks_of(bra, size, npair), wanted_blocks(bra, size))
     return total
+
+
+def _over_blocks(add, total, blocks, wanted):
+    """`add` of the total and each block that is wanted."""
+
+    def step(total, block):
+        block, counts = block
+        return jax.lax.cond(counts, add, lambda total, _: total, total, block), None
+
+    return jax.lax.scan(step, total, (blocks, wanted))[0]
 
 
 def solid_2c(shells: tuple[SolidShells, ...], share: Share = ALONE) -> Float[Array, "naux naux"]:
@@ -164,8 +182,9 @@ def weighted_solid_3c(
 
     shared = weight, _kets(shells)
     for bra in pairs:
-        blocks = blocks_of(bra, _rows_together(bra, shells), weight.shape[0])
-        total = total + chunked_sum(of_block, shared, blocks)
+        size = _rows_together(bra, shells)
+        blocks = blocks_of(bra, size, weight.shape[0])
+        total = total + chunked_sum(of_block, shared, blocks, wanted_blocks(bra, size))
     return total
 
 
@@ -199,9 +218,10 @@ def charges_of_density(
             return jnp.sum(interaction(block, ket), axis=(0, 1))
 
         def add(total, block, of_block=of_block):
-            return total + of_block(ket, block), None
+            return total + of_block(ket, block)
 
-        total = jax.lax.scan(add, total, blocks_of(bra, _rows_together(bra, shells), 0))[0]
+        size = _rows_together(rows, shells)
+        total = _over_blocks(add, total, blocks_of(bra, size, 0), wanted_blocks(rows, size))
     return total
 
 
@@ -215,9 +235,12 @@ def potential_of_charges(
     ket = _kets(shells)
     total = jnp.zeros(npair, charge.dtype)
     for bra in pairs:
-        blocks = blocks_of(bra, _rows_together(bra, shells), npair)
+        size = _rows_together(bra, shells)
+        blocks = blocks_of(bra, size, npair)
         of_block = jax.checkpoint(lambda ket, charge, block: potential_of(block, ket, charge))
-        values = jax.lax.map(lambda block, f=of_block: f(ket, charge, block), blocks)
+
+        values_of = if_wanted(lambda block, f=of_block: f(ket, charge, block))
+        values = jax.lax.map(values_of, (blocks, wanted_blocks(bra, size)))
         total = total.at[blocks.index.ravel()].add(values.ravel(), mode="drop")
     return total
 
@@ -238,9 +261,9 @@ def energy_of_charges(
 
     shared = charge, _kets(shells)
     for rows in pairs:
-        bra = density_of(rows, density)
-        blocks = blocks_of(bra, _rows_together(bra, shells), 0)
-        total = total + chunked_sum(of_block, shared, blocks)
+        size = _rows_together(rows, shells)
+        blocks = blocks_of(density_of(rows, density), size, 0)
+        total = total + chunked_sum(of_block, shared, blocks, wanted_blocks(rows, size))
     return total
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qchem.compilation import platform
 from qchem.devices import Share
 from qchem.integrals.coulomb import nhermite
-from qchem.integrals.pairs import Distribution
+from qchem.integrals.pairs import Distribution, coulomb_norm
 
+NEGLIGIBLE = 1e-16  # hartree^(1/2): norm of rows of pairs; those of auxiliary functions are ten
 _TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
 
 
@@ -47,6 +49,30 @@ def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
         split(rows.coefficient, 0.0),
         split(rows.index, ntarget),
     )
+
+
+def wanted_blocks(rows: Distribution, size: int) -> Bool[Array, " nblock"]:
+    """Which blocks of `size` rows have integrals with anything that are not negligible.
+
+    By norms of the rows themselves, not of their sum with a density, whose derivative would miss
+    what a small density leaves out.
+    """
+    norms = coulomb_norm(jax.lax.stop_gradient(rows))
+    blocks = jnp.pad(norms, (0, -norms.size % size)).reshape(-1, size)
+    return jnp.max(blocks, axis=1) > NEGLIGIBLE
+
+
+def if_wanted(
+    function: Callable[[Distribution], Float[Array, "nrow nfunction"]],
+) -> Callable[[tuple[Distribution, Bool[Array, ""]]], Float[Array, "nrow nfunction"]]:
+    """The function of blocks that are wanted, zero for others; to be mapped over both."""
+
+    def chosen(block):
+        block, wanted = block
+        nothing = jnp.zeros(block.index.shape, block.coefficient.dtype)
+        return jax.lax.cond(wanted, function, lambda _: nothing, block)
+
+    return chosen
 
 
 def own_rows(
