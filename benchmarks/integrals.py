@@ -89,7 +89,7 @@ class Problem:
         self.numbers, self.positions = mol.numbers, jnp.asarray(mol.positions)
         self.basis = Basis.from_name(mol.numbers, options.basis)
         self.aux = Basis.from_name(mol.numbers, default_auxiliary(options.basis), auxiliary=True)
-        self.rows = plan_pairs(self.basis)
+        self.rows, self.fitting = plan_pairs(self.basis), plan_pairs(self.basis, fitted=True)
         self.npair = npair(self.basis.nao)
         self.mol, self.auxmol = (
             pyscf_molecule(basis, mol.numbers, np.asarray(mol.positions))
@@ -172,7 +172,7 @@ class Problem:
         seconds, size = self._timed(lambda: self.auxmol.intor("int2c2e", hermi=1))
         expected = self.auxmol.intor("int2c2e")
         yield self._row("(P|Q)", None, value, expected, cost, seconds, size)
-        arguments = self.basis, self.aux, self.rows, solid, self.positions, self.mesh
+        arguments = self.basis, self.aux, self.fitting, solid, self.positions, self.mesh
         value, cost = self._measured(three_solid, *arguments)
         seconds, size = self._timed(
             lambda: df.incore.aux_e2(self.mol, self.auxmol, "int3c2e", aosym="s2ij")

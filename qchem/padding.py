@@ -98,7 +98,7 @@ class Padded:
             nonlocal_grid=method.nonlocal_grid
             and _filled_grid(method.nonlocal_grid, everything, NONLOCAL_LEVEL),
             charges=np.pad(method.charges, more),
-            pairs=plan_pairs(full),
+            pairs=plan_pairs(full, fitted=full_aux is not None),
             rows=plan_rows(full),
             fitting=plan_solid(full_aux) if full_aux else (),
             screened=(

@@ -39,13 +39,16 @@ def basis(spherical=True):
     return Basis.from_shells(SHELLS, spherical=spherical)
 
 
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("options", [{"merge": True}, {"merge": False}, {"fitted": True}])
 @pytest.mark.parametrize("spherical", [True, False])
-def test_every_pair_once(spherical, merge):
+def test_every_pair_once(spherical, options):
     """Each AO pair belongs to one shell pair, whose rows hold each primitive pair once."""
     of_basis = basis(spherical)
     targets = np.zeros(npair(of_basis.nao), int)
-    for rows in plan_pairs(of_basis, merge):
+    for rows in plan_pairs(of_basis, **options):
+        if "fitted" in options:
+            assert rows.used.shape[1] == 1 and rows.used.all()
+            assert rows.order == rows.la + rows.lb
         assert rows.la >= rows.lb
         assert rows.order >= rows.la + rows.lb
         assert rows.index.shape[1] == ncomponent(rows.la, spherical) * ncomponent(

@@ -80,22 +80,27 @@ class PairRows(eqx.Module):
     index: Int[Array | np.ndarray, "nrow nfunction"]
 
 
-def plan_pairs(basis: Basis, merge: bool | None = None) -> tuple[PairRows, ...]:
+def plan_pairs(
+    basis: Basis, merge: bool | None = None, *, fitted: bool = False
+) -> tuple[PairRows, ...]:
     """All pairs of shells of a basis, by class; host side, once per basis.
 
     Args:
         basis: The basis.
         merge: Put classes of orders 2n - 1 and 2n into one list, padded to 2n: fewer programs to
-            compile, more arithmetic. By default where the basis is small.
+            compile, more arithmetic. By default where the basis is small and has exact integrals.
+        fitted: For density fitting, where a primitive pair has a row of its own: what these meet
+            is costly to make and cheap to add up, the reverse of exact integrals.
     """
-    merge = basis.nao <= _MERGED_NAO if merge is None else merge
+    merge = basis.nao <= _MERGED_NAO and not fitted if merge is None else merge
     rows = []
     for na, a in enumerate(basis.batches):
         for nb, b in enumerate(basis.batches[: na + 1]):
             first, second = _shell_pairs(a.atom.size, b.atom.size, na == nb)
             if first.size:
                 order = merged_order(a.l + b.l, merge)
-                rows.append(_rows_of_class(basis, a, b, first, second, order))
+                width = 1 if fitted else _NPRIM.get(order, 1)
+                rows.append(_rows_of_class(basis, a, b, first, second, order, width))
     return tuple(rows)
 
 
@@ -110,8 +115,7 @@ def _shell_pairs(na, nb, same):
     return tuple(x.ravel() for x in np.indices((na, nb)))
 
 
-def _rows_of_class(basis, a, b, first, second, order):
-    width = _NPRIM.get(order, 1)
+def _rows_of_class(basis, a, b, first, second, order, width):
     depth_a, depth_b = primitive_depth(a.contraction), primitive_depth(b.contraction)
     depth = depth_a[first] * depth_b[second]
     parts = -(-depth // width)

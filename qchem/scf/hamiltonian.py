@@ -218,7 +218,7 @@ class Method(eqx.Module):
             nonlocal_grid=nonlocal_grid,
             charges=np.asarray(numbers, dtype=float),
             field=field,
-            pairs=plan_pairs(basis),
+            pairs=plan_pairs(basis, fitted=aux is not None),
             rows=plan_rows(basis),
             fitting=() if aux is None else plan_solid(aux),
             screened=screened_charges(numbers),
