@@ -88,25 +88,26 @@ def plan_pairs(
     Args:
         basis: The basis.
         merge: Put classes of orders 2n - 1 and 2n into one list, padded to 2n: fewer programs to
-            compile, more arithmetic. By default where the basis is small and has exact integrals.
-        fitted: For density fitting, where a primitive pair has a row of its own: what these meet
-            is costly to make and cheap to add up, the reverse of exact integrals.
+            compile, more arithmetic. By default where the basis is small.
+        fitted: For density fitting, where a primitive pair has a row of its own, and those of s
+            functions a list: what they meet is costly to make and cheap to add up, the reverse of
+            exact integrals.
     """
-    merge = basis.nao <= _MERGED_NAO and not fitted if merge is None else merge
+    merge = basis.nao <= _MERGED_NAO if merge is None else merge
     rows = []
     for na, a in enumerate(basis.batches):
         for nb, b in enumerate(basis.batches[: na + 1]):
             first, second = _shell_pairs(a.atom.size, b.atom.size, na == nb)
             if first.size:
-                order = merged_order(a.l + b.l, merge)
+                order = merged_order(a.l + b.l, merge, 0 if fitted else 1)
                 width = 1 if fitted else _NPRIM.get(order, 1)
                 rows.append(_rows_of_class(basis, a, b, first, second, order, width))
     return tuple(rows)
 
 
-def merged_order(order: int, merge: bool) -> int:
-    """Order of the list for distributions of this order: 1, 2, 4, 6, ... if merged."""
-    return max(1, order + order % 2 * (order > 1)) if merge else order
+def merged_order(order: int, merge: bool, least: int = 1) -> int:
+    """Order of the list for distributions of this order: `least`, 1, 2, 4, 6, ... if merged."""
+    return max(least, order + order % 2 * (order > 1)) if merge else order
 
 
 def _shell_pairs(na, nb, same):
