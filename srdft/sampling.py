@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,6 +45,9 @@ class Collected(eqx.Module):
             f"dissociated {self.dissociated:.1%} of proposals"
         ]
         for name, (size, rhat) in self.diagnostics.items():
+            if not math.isfinite(size):
+                lines.append("too few geometries of each chain to know effective samples and R-hat")
+                break
             lines.append(f"{name:16s} effective samples {size:7.1f}   R-hat {rhat:.3f}")
         return "\n".join(lines)
 

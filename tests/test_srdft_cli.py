@@ -15,6 +15,7 @@ from srdft.config import Config, SamplerConfig, load_config
 from srdft.data import load_frames
 from srdft.experiment import model_of
 from srdft.replay import ReplayBuffer
+from srdft.sampling import Collected
 from srdft.session import read_metrics
 from tests import oracle
 
@@ -342,3 +343,9 @@ def test_two_families_share_a_training(tmp_path, capsys):
 def test_version(capsys):
     code, out, _ = run(capsys, "--version")
     assert code == 0 and out.split()[1] == versions()["srdft"]
+
+
+def test_too_few_samples_for_diagnostics_are_said():
+    unknown = {"energy": (np.nan, np.nan), "O1-H2": (np.nan, np.nan)}
+    few = Collected(np.zeros((2, 3, 3)), np.zeros(2), 0.6, 0.0, 0.0, 1e-3, unknown)
+    assert "too few geometries" in few.summary() and "nan" not in few.summary()
