@@ -46,8 +46,8 @@ class Collected(eqx.Module):
         ]
         for name, (size, rhat) in self.diagnostics.items():
             if not math.isfinite(size):
-                lines.append("too few geometries of each chain to know effective samples and R-hat")
-                break
+                lines.append(f"{name:16s} too few geometries, or none that moved, for R-hat")
+                continue
             lines.append(f"{name:16s} effective samples {size:7.1f}   R-hat {rhat:.3f}")
         return "\n".join(lines)
 

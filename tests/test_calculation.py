@@ -68,6 +68,16 @@ def test_other_thresholds_need_no_new_program(results):
     assert found.converged and found.cycles < results[0].cycles
 
 
+@pytest.mark.parametrize(
+    "option", [{"tolerance": "tight"}, {"energy_tolerance": -1.0}, {"level_shift": np.nan}]
+)
+@pytest.mark.parametrize("calculate", [qchem.energy, qchem.energy_fn])
+def test_thresholds_are_numbers(calculate, option):
+    subject = molecule("HH", H2) if calculate is qchem.energy else (1, 1)
+    with pytest.raises(qchem.InputError, match="a finite number, 0 or more"):
+        calculate(subject, **option, **SETTINGS)
+
+
 def test_chunks_do_not_change_the_values(values):
     chunked = jax.vmap(qchem.energy_fn((1, 1), chunk=3, **SETTINGS))(jnp.asarray(STRETCHED))
     assert_allclose(chunked, values[0], rtol=0, atol=ENERGY_ATOL)

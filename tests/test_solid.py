@@ -12,7 +12,8 @@ from qchem.compilation import traced_for
 from qchem.fitted_energy import fitted_energy
 from qchem.integrals import solid, tiles
 from qchem.integrals.auxiliary import auxiliary_columns, coulomb_2c, coulomb_3c
-from qchem.integrals.pairs import attenuated, auxiliary_distributions
+from qchem.integrals.pairs import attenuated, auxiliary_distributions, charge_distribution
+from qchem.integrals.potential import potential, potential_energy
 from qchem.integrals.solid import (
     plan_solid,
     solid_2c,
@@ -130,15 +131,28 @@ def test_far_apart_pairs_are_left_out(monkeypatch):
     made = np.concatenate([tiles.wanted_blocks(rows, 1) for rows in pairs(far)])
     assert made.any() and not made.all()
 
+    density, charge = weights()[0][:, 0], weights()[0][0]
+    nuclei = charge_distribution(-jnp.ones((len(far), 1)), jnp.zeros((len(far), 1)), far)
+
     def compute(positions):
-        integrals = solid_3c(pairs(positions), solid_shells(AUX, PLAN, positions), NPAIR)
-        return integrals, jax.grad(weighted)(positions)
+        lists = pairs(positions), solid_shells(AUX, PLAN, positions)
+        values = [solid_3c(*lists, NPAIR), solid.charges_of_density(*lists, density)]
+        values += [solid.potential_of_charges(*lists, charge, NPAIR)]
+        values += [potential(lists[0], nuclei, NPAIR)]
+        energies = lambda r: weighted(r) + potential_energy(pairs(r), nuclei, density)  # noqa: E731
+        return *values, jax.grad(energies)(positions)
 
     few = oracle.jit(compute)(far)
     monkeypatch.setattr(tiles, "NEGLIGIBLE", -1.0)
     everything = oracle.jit(lambda positions: compute(positions))(far)
     assert_same(few, everything, 1e-14)
-    assert np.abs(few[1]).max() > 1e-3
+    assert min(np.abs(x).max() for x in few) > 1e-3
+
+
+def test_broken_geometries_are_not_left_out():
+    nan = jnp.asarray(POSITIONS).at[1, 0].set(jnp.nan)
+    made = np.concatenate([tiles.wanted_blocks(rows, 1) for rows in pairs(nan)])
+    assert made.all()
 
 
 def test_charges_and_their_potential():

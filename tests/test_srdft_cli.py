@@ -346,6 +346,7 @@ def test_version(capsys):
 
 
 def test_too_few_samples_for_diagnostics_are_said():
-    unknown = {"energy": (np.nan, np.nan), "O1-H2": (np.nan, np.nan)}
+    unknown = {"energy": (12.0, 1.01), "O1-H2": (np.nan, np.nan)}
     few = Collected(np.zeros((2, 3, 3)), np.zeros(2), 0.6, 0.0, 0.0, 1e-3, unknown)
-    assert "too few geometries" in few.summary() and "nan" not in few.summary()
+    assert "effective samples    12.0" in few.summary() and "nan" not in few.summary()
+    assert "O1-H2            too few geometries" in few.summary()

@@ -136,22 +136,15 @@ def solid_3c(
         def of_block(ket, block):
             return interaction(block, ket).reshape(-1, width)
 
-        def add(total, block, of_block=of_block):
-            return _with_rows(total, block.index.ravel(), of_block(ket, block))
+        made = if_wanted(lambda block, f=of_block: f(ket, block))
+
+        def add(total, block, made=made):
+            return _with_rows(total, block[0].index.ravel(), made(block)), None
 
         size = _rows_together(bra, shells)
-        total = _over_blocks(add, total, blocks_of(bra, size, npair), wanted_blocks(bra, size))
+        blocks = blocks_of(bra, size, npair), wanted_blocks(bra, size)
+        total = jax.lax.scan(add, total, blocks)[0]
     return total
-
-
-def _over_blocks(add, total, blocks, wanted):
-    """`add` of the total and each block that is wanted."""
-
-    def step(total, block):
-        block, counts = block
-        return jax.lax.cond(counts, add, lambda total, _: total, total, block), None
-
-    return jax.lax.scan(step, total, (blocks, wanted))[0]
 
 
 def solid_2c(shells: tuple[SolidShells, ...], share: Share = ALONE) -> Float[Array, "naux naux"]:
@@ -217,11 +210,10 @@ def charges_of_density(
         def of_block(ket, block):
             return jnp.sum(interaction(block, ket), axis=(0, 1))
 
-        def add(total, block, of_block=of_block):
-            return total + of_block(ket, block)
-
+        made = if_wanted(lambda block, f=of_block: f(ket, block))
         size = _rows_together(rows, shells)
-        total = _over_blocks(add, total, blocks_of(bra, size, 0), wanted_blocks(rows, size))
+        blocks = blocks_of(bra, size, 0), wanted_blocks(rows, size)
+        total = jax.lax.scan(lambda sums, x, f=made: (sums + f(x), None), total, blocks)[0]
     return total
 
 

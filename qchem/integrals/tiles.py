@@ -52,24 +52,27 @@ def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
 
 
 def wanted_blocks(rows: Distribution, size: int) -> Bool[Array, " nblock"]:
-    """Which blocks of `size` rows have integrals with anything that are not negligible.
+    """Which blocks of `size` rows have integrals that are not negligible, or not numbers.
 
-    By norms of the rows themselves, not of their sum with a density, whose derivative would miss
-    what a small density leaves out.
+    Coulomb norms bound integrals with auxiliary functions, and, times the fourth root of an
+    exponent, potentials at nuclei. They are those of the rows themselves, not of their sum with a
+    density, whose derivative would miss what a small density leaves out.
     """
     norms = coulomb_norm(jax.lax.stop_gradient(rows))
     blocks = jnp.pad(norms, (0, -norms.size % size)).reshape(-1, size)
-    return jnp.max(blocks, axis=1) > NEGLIGIBLE
+    return ~(jnp.max(blocks, axis=1) <= NEGLIGIBLE)
 
 
-def if_wanted(
-    function: Callable[[Distribution], Float[Array, "nrow nfunction"]],
-) -> Callable[[tuple[Distribution, Bool[Array, ""]]], Float[Array, "nrow nfunction"]]:
-    """The function of blocks that are wanted, zero for others; to be mapped over both."""
+def if_wanted(function: Callable[[Distribution], Array]) -> Callable[..., Array]:
+    """The function of blocks that are wanted, zero for others; of both, to be mapped over them.
 
-    def chosen(block):
-        block, wanted = block
-        nothing = jnp.zeros(block.index.shape, block.coefficient.dtype)
+    What it returns should be small: under `vmap` both are made, and one is chosen.
+    """
+
+    def chosen(blocks):
+        block, wanted = blocks
+        made = jax.eval_shape(function, block)
+        nothing = jnp.zeros(made.shape, made.dtype)
         return jax.lax.cond(wanted, function, lambda _: nothing, block)
 
     return chosen

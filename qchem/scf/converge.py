@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,13 +28,18 @@ _SHARED = ("max_cycles", "energy_tolerance", "residual_tolerance")
 
 
 def check_solver(solver: str, options: dict[str, Any]) -> None:
-    """Refuse an unknown solver, and second order with fractional occupation."""
+    """Refuse an unknown solver, thresholds that are none, second order with smearing."""
     if solver not in get_args(Solver):
         raise InputError(
             f"solver = {solver!r}; {', '.join(map(repr, get_args(Solver)))} are available."
         )
     if solver == "second-order" and options.get("smearing"):
         raise InputError("smearing needs solver='diis': second order wants whole occupation.")
+    given = {name: options[name] for name in _NUMBERS if options.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise InputError(f"{name} = {value!r}; a finite number, 0 or more, is needed.")
+    check_damping(given.get("damping", 0.0))
 
 
 def traced(
@@ -79,7 +86,6 @@ def converge(
         The state, the parts of its energy, and what was done: for each stage its method, numbers
         of Fock matrices and Hessian-vector products, and where it ended.
     """
-    check_damping(options.get("damping", 0.0))
     fixed, numbers = _split(_first(options, solver), solve, screened.dtype)
     scf, energies = _diis(hamiltonian, screened, guess, nocc, fixed, numbers)
     stages = [_stage("diis", scf)]
@@ -131,7 +137,9 @@ def _shared(options):
 def _split(options, function, dtype):
     """What a program is made for, and numbers that it is given: other ones compile nothing."""
     defaults = inspect.signature(function).parameters
-    numbers = {n: options.get(n, defaults[n].default) for n in _NUMBERS if n in defaults}
+    known = [name for name in _NUMBERS if name in defaults]
+    numbers = {name: defaults[name].default for name in known}
+    numbers |= {name: options[name] for name in known if options.get(name) is not None}
     numbers["residual_tolerance"] = resolved_tolerance(numbers["residual_tolerance"], dtype)
     fixed = {name: value for name, value in options.items() if name not in numbers}
     return fixed, {name: np.asarray(value, dtype) for name, value in numbers.items()}
