@@ -12,7 +12,7 @@ from qchem.compilation import platform
 
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
-_BLOCK = 256  # points taken at once, of many atoms
+_BLOCK = 240  # points taken at once, of many atoms
 
 
 def border_adjustment(numbers: Sequence[int]) -> Float[np.ndarray, "natom natom"]:
@@ -83,36 +83,54 @@ def _cell_share(
 
 @_cell_share.defjvp
 def _cell_share_jvp(primals, tangents):
-    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij).
-
-    The sum over the pairs is done here, forward, one atom i after another, whose pairs are made
-    again in reverse; the adjustment is constant. Atoms that have no share of the points are passed
-    over.
-    """
+    """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij); the adjustment is constant."""
     distance, inverse_separation, adjustment, atom = primals
-    distance_dot, inverse_separation_dot = tangents[:2]
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
+    log_change = _change_of_few if len(distance) <= 2 * _NEAR else _change_of_many
+    return share, share * log_change(lead, *primals[:3], *tangents[:2])
+
+
+def _change_of_few(lead, distance, inverse_separation, adjustment, distance_dot, inverse_dot):
+    """All pairs at once, each with its reverse, as mu_ji = -mu_ij: slopes by mu_ij stand in memory,
+    and a matrix takes them to the atoms."""
+    natom = len(distance)
+    i, j = np.triu_indices(natom, 1)
+    inverse, a = inverse_separation[i, j][:, None], adjustment[i, j][:, None]
+    ends = jnp.asarray(np.eye(natom)[:, i] - np.eye(natom)[:, j], distance.dtype)
+    apart = jnp.dot(ends.T, distance, precision="highest")
+    slope = _pull(lead[i], apart, inverse, a) - _pull(lead[j], -apart, inverse, -a)
+    by_distance = jnp.dot(ends * inverse.T, slope, precision="highest")
+    by_separation = jnp.dot(inverse_dot[i, j], slope * apart, precision="highest")
+    return by_separation + jnp.sum(by_distance * distance_dot, axis=0)
+
+
+def _change_of_many(lead, distance, inverse_separation, adjustment, distance_dot, inverse_dot):
+    """One atom i after another, whose pairs are made again in reverse. Atoms that have no share of
+    the points are passed over."""
 
     def of_cell(row):
         """The part of the pairs (i, j) of one atom i."""
         here, here_dot, lead_here, inverse, inverse_dot, a = row
-        mu, nu = _border_coordinate(here[None], distance, inverse[:, None], a[:, None])
-        numerator, denominator = _log_slope(1 - nu)
-        pull = lead_here[None] * (1 - 2 * a[:, None] * mu) * numerator / denominator
-        by_separation = jnp.dot(inverse_dot, pull * (here[None] - distance), precision="highest")
+        apart = here[None] - distance
+        pull = _pull(lead_here[None], apart, inverse[:, None], a[:, None])
+        by_separation = jnp.dot(inverse_dot, pull * apart, precision="highest")
         scaled = pull * inverse[:, None]
         by_here = jnp.dot(jnp.ones_like(inverse), scaled, precision="highest")
         return by_separation + by_here * here_dot - jnp.sum(scaled * distance_dot, axis=0)
 
     def add(change, row):
-        if len(distance) <= 2 * _NEAR:
-            return change + of_cell(row), None
         counts = jnp.any(jnp.abs(row[2]) > _NEGLIGIBLE)
-        return change + jax.lax.cond(counts, of_cell, lambda _: jnp.zeros_like(share), row), None
+        return change + jax.lax.cond(counts, of_cell, lambda _: jnp.zeros_like(change), row), None
 
-    rows = distance, distance_dot, lead, inverse_separation, inverse_separation_dot, adjustment
-    change, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(share), rows)
-    return share, share * change
+    rows = distance, distance_dot, lead, inverse_separation, inverse_dot, adjustment
+    return jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(distance[0]), rows)[0]
+
+
+def _pull(lead, apart, inverse_separation, adjustment):
+    """lead_i d(log s_ij)/d(mu_ij)."""
+    mu, nu = _border_coordinate(apart, inverse_separation, adjustment)
+    numerator, denominator = _log_slope(1 - nu)
+    return lead * (1 - 2 * adjustment * mu) * numerator / denominator
 
 
 def _partition(distance, inverse_separation, adjustment, atom):
@@ -124,7 +142,7 @@ def _partition(distance, inverse_separation, adjustment, atom):
 
     def product(here, there, inverse, a):
         # Becke's s(nu) in y = 1 - nu, where p(p(p(nu))) does not cancel as s goes to zero.
-        _, nu = _border_coordinate(here[None], there, inverse[:, None], a[:, None])
+        _, nu = _border_coordinate(here[None] - there, inverse[:, None], a[:, None])
         y = 1 - nu
         for _ in range(3):
             y = 0.5 * y * y * (3 - y)
@@ -151,10 +169,10 @@ def _partition(distance, inverse_separation, adjustment, atom):
     return jnp.sum(own * shares, axis=0), own - shares
 
 
-def _border_coordinate(here, there, inverse_separation, adjustment):
-    """mu_ij, from -1 at atom i to 1 at atom j, and nu_ij = mu + a (1 - mu^2), of distances from i
-    and from j."""
-    mu = (here - there) * inverse_separation
+def _border_coordinate(apart, inverse_separation, adjustment):
+    """mu_ij, from -1 at atom i to 1 at atom j, and nu_ij = mu + a (1 - mu^2), of how much further
+    atom i is than j."""
+    mu = apart * inverse_separation
     return mu, mu + adjustment * (1 - mu * mu)
 
 

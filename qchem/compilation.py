@@ -34,7 +34,11 @@ from qchem.linear_algebra import prepare_lapack
 # devices are at work, what follows may begin before all parts are done (jaxlib 0.10), and the
 # numbers are wrong.
 SPLITTING = "cpu-parallel-task-assigner"  # the pass of XLA that does so
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_disable_hlo_passes": SPLITTING}
+QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_disable_hlo_passes": SPLITTING,
+    "xla_cpu_prefer_vector_width": 512,  # of what a processor has; 256 is XLA's own limit
+}
 FOLDER = "programs"  # within JAX's cache directory
 _UNUSED_DAYS = 30  # after which a program is removed
 _platform = jax.make_user_context(None)  # part of the key of JAX's caches: nothing stale is found

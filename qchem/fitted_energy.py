@@ -129,10 +129,9 @@ class _Contracted(eqx.Module):
         if exchange:
             short = factor.astype(dtype)
 
-            def add(products, start, columns, _):
-                half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
-                part = jnp.einsum("siap,saj->sijp", half, short, precision="highest")
-                part = part.astype(products.dtype)
+            def add(products, start, columns):
+                half = jnp.swapaxes(_transformed(short, columns[None]), 1, 2)
+                part = _transformed(short, half).astype(products.dtype)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
             products = over_columns(add, products, three, nao, dtype)
@@ -166,23 +165,31 @@ class _Contracted(eqx.Module):
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
         short = factor.astype(self.dtype)
 
-        def exchanged(three, of_factor, start, columns, fresh):
-            """Columns of (ab|P) give way to their slopes, but for those that are slopes already."""
+        def exchanged(three, of_factor, start, columns):
+            """Columns of (ab|P) give way to their slopes."""
             size = columns.shape[2]
             products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
-            products = products.astype(self.dtype) * fresh[None, None, None]
-            half = jnp.einsum("sai,sijp->sajp", short, products, precision="highest")
-            part = jnp.einsum("bap,sajp->sbj", columns, half, precision="highest")
+            products = products.astype(self.dtype)
+            half = _transformed(jnp.swapaxes(short, 1, 2), products)
+            half = jnp.swapaxes(half, 1, 2)  # (s, j, a, p): the sums below go over its ends
+            rows = columns.reshape(nao, -1), half.reshape(*half.shape[:2], -1)
+            part = jnp.einsum("bx,sjx->sbj", *rows, precision="highest")
             of_factor = of_factor - 2 * self.exchange * part.astype(factor.dtype)
-            square = jnp.einsum("sajp,sbj->abp", half, short, precision="highest")
+            square = jnp.einsum("sbj,sjap->bap", short, half, precision="highest")
             square = square.astype(factor.dtype)[i, j]
             charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
             new = self.coulomb * density * charge[None] - self.exchange * twice * square
-            old = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
-            new = jnp.where(fresh[None] > 0, new, old)
             return jax.lax.dynamic_update_slice_in_dim(three, new, start, 1), of_factor
 
         return replaced_columns(exchanged, three, of_factor, nao, self.dtype)
+
+
+def _transformed(matrix, x):
+    """sum_b matrix_sbi x_sb.. of each spin; x may be the same for both."""
+    each = lambda matrix, x: jnp.tensordot(matrix.T, x, 1, precision="highest")  # noqa: E731
+    if len(x) < len(matrix):
+        return jax.vmap(each, (0, None))(matrix, x[0])
+    return jax.vmap(each)(matrix, x)
 
 
 def _density(factor):

@@ -32,7 +32,7 @@ from qchem.jk import AbstractJK, over_ranges, packed_index
 from qchem.metric import columns_of, lower_factor, separated
 
 _WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
-_UNPACKED_BYTES = 1 << 26  # of three-index integrals unpacked at once for the exchange
+_UNPACKED_BYTES = 1 << 21  # of three-index integrals unpacked at once for the exchange
 _SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 
 
@@ -126,10 +126,9 @@ def _exchange(fitted, factor):
     nspin, nao, _ = factor.shape
     short = factor.astype(fitted.dtype)
 
-    def add(exchange, _, columns, fresh):
+    def add(exchange, _, columns):
         half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
-        counted = half * fresh[None, None, None]
-        part = jnp.einsum("siap,sicp->sac", counted, half, precision="highest")
+        part = jnp.einsum("siap,sicp->sac", half, half, precision="highest")
         return exchange + part.astype(exchange.dtype)
 
     zero = jnp.zeros((nspin, nao, nao), factor.dtype)
@@ -191,7 +190,7 @@ def over_columns(
     """Goes through (ab|P) unpacked, some P at a time.
 
     Args:
-        add: Of the sums, the first P, (a, b, P) and, for each P, 1, or 0 where it was there before.
+        add: Of the sums, the first P and (a, b, P).
         sums: What `add` changes.
         three: (ab|P), packed.
         nao: Number of AOs.
@@ -232,18 +231,16 @@ def _over_windows(step, state, three, nao, dtype=None, most=None):
     ao = jnp.arange(nao)
     index = packed_index(ao[:, None], ao[None])
     size = max(1, min(naux, most or naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
-    if size == naux:
-        return step(state, lambda three: (0, three.astype(dtype)[index], jnp.ones(naux, dtype)))
 
-    @jax.checkpoint
-    def body(state, first):
-        start = jnp.minimum(first, naux - size)
-
+    @partial(jax.checkpoint, static_argnums=2)
+    def body(state, start, size):
         def window(three):
-            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1).astype(dtype)[index]
-            fresh = (start + jnp.arange(size, dtype=first.dtype) >= first).astype(dtype)
-            return start, columns, fresh
+            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
+            return start, columns.astype(dtype)[index]
 
         return step(state, window), None
 
-    return jax.lax.scan(body, state, jnp.arange(0, naux, size, dtype=jnp.int32))[0]
+    rest = naux % size
+    starts = jnp.arange(0, naux - rest, size, dtype=jnp.int32)
+    state, _ = jax.lax.scan(lambda state, start: body(state, start, size), state, starts)
+    return body(state, naux - rest, rest)[0] if rest else state

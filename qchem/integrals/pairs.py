@@ -8,6 +8,7 @@ positions, exponents and coefficients.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qchem.basis.layout import Basis, primitive_depth
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
+from qchem.compilation import platform
 from qchem.integrals.coulomb import hermite_powers, nhermite
 from qchem.integrals.hermite import (
     axis_table,
@@ -68,7 +70,7 @@ class PairRows(eqx.Module):
         primitive: Columns of the two shell batches.
         used: False for padding.
         index: Packed AO pair, i >= j at i (i + 1) / 2 + j; npair where nothing is to be added.
-        ao: First AO of the two shells.
+        fitted: For density fitting; see `plan_pairs`.
     """
 
     la: int = eqx.field(static=True)
@@ -78,6 +80,7 @@ class PairRows(eqx.Module):
     primitive: Int[Array | np.ndarray, "2 nrow nprim"]
     used: Bool[Array | np.ndarray, "nrow nprim"]
     index: Int[Array | np.ndarray, "nrow nfunction"]
+    fitted: bool = eqx.field(static=True)
 
 
 def plan_pairs(
@@ -101,7 +104,7 @@ def plan_pairs(
             if first.size:
                 order = merged_order(a.l + b.l, merge, 0 if fitted else 1)
                 width = 1 if fitted else _NPRIM.get(order, 1)
-                rows.append(_rows_of_class(basis, a, b, first, second, order, width))
+                rows.append(_rows_of_class(basis, a, b, first, second, order, width, fitted))
     return tuple(rows)
 
 
@@ -116,7 +119,7 @@ def _shell_pairs(na, nb, same):
     return tuple(x.ravel() for x in np.indices((na, nb)))
 
 
-def _rows_of_class(basis, a, b, first, second, order, width):
+def _rows_of_class(basis, a, b, first, second, order, width, fitted):
     depth_a, depth_b = primitive_depth(a.contraction), primitive_depth(b.contraction)
     depth = depth_a[first] * depth_b[second]
     parts = -(-depth // width)
@@ -129,7 +132,7 @@ def _rows_of_class(basis, a, b, first, second, order, width):
     primitive = np.stack([k // per_b, k % per_b]).astype(np.int32)
     shell = np.stack([first[pair], second[pair]]).astype(np.int32)
     index = _pair_index(basis, a, b, first, second)[pair]
-    return PairRows(a.l, b.l, order, shell, primitive, used, index)
+    return PairRows(a.l, b.l, order, shell, primitive, used, index, fitted)
 
 
 def _pair_index(basis, a, b, first, second):
@@ -161,6 +164,7 @@ def pair_expansions(
     basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
 ) -> tuple[tuple[Distribution, ...], Float[Array, " npair"]]:
     """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>."""
+    rows = [_largest_first(basis, of_class, positions) for of_class in rows]
     primitives = [_primitive_pairs(basis, of_class, positions) for of_class in rows]
     kinetic = jnp.zeros(npair(basis.nao), positions.dtype)
     parts: dict[int, list[Distribution]] = {}
@@ -180,6 +184,23 @@ def pair_expansions(
         )
     lists = tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
     return lists, kinetic
+
+
+def _largest_first(basis, rows, positions):
+    """In density fitting, rows in the order of their exponents ab/p AB^2 where the atoms are: those
+    that are negligible stand together, and blocks of them are left out. Elsewhere than on a CPU
+    none is."""
+    if not rows.fitted or platform() != "cpu":
+        return rows
+    exponents, centers = _exponents_and_centers(basis, rows, jax.lax.stop_gradient(positions))
+    order = jnp.argsort(_decay(*exponents, *centers)[:, 0])
+    return replace(
+        rows,
+        shell=jnp.take(rows.shell, order, 1, mode="clip"),
+        primitive=jnp.take(rows.primitive, order, 1, mode="clip"),
+        used=jnp.take(rows.used, order, 0, mode="clip"),
+        index=jnp.take(rows.index, order, 0, mode="clip"),
+    )
 
 
 def _axis_tables(rows, primitives):
@@ -213,19 +234,37 @@ def _primitive_pairs(basis, rows, positions):
     The charge factor holds contraction, normalization and the Gaussian product prefactor
     exp(-ab/p AB^2) (pi/p)^(3/2), (9.2.12)-(9.2.15) of Helgaker, Jørgensen & Olsen (2000).
     """
-    dtype = positions.dtype
-    exponents, factors, centers = [], [], []
-    for side, l in enumerate((rows.la, rows.lb)):
-        batch = next(batch for batch in basis.batches if batch.l == l)
-        shell, primitive = rows.shell[side][:, None], rows.primitive[side]
-        exponents.append(jnp.asarray(batch.exponents, dtype)[shell, primitive])
-        factors.append(batch.coefficients(dtype)[shell, primitive])
-        centers.append(positions[jnp.asarray(batch.atom)[rows.shell[side]]])
-    (a, b), (ra, rb) = exponents, centers
-    p = a + b
-    distance2 = jnp.sum((ra - rb) ** 2, axis=1)[:, None]
-    charge = factors[0] * factors[1] * jnp.exp(-a * b / p * distance2) * (np.pi / p) ** 1.5
+    (a, b), (ra, rb) = _exponents_and_centers(basis, rows, positions)
+    factors = [
+        _batch(basis, l).coefficients(positions.dtype)[shell[:, None], primitive]
+        for l, shell, primitive in _sides(rows)
+    ]
+    prefactor = jnp.exp(-_decay(a, b, ra, rb)) * (np.pi / (a + b)) ** 1.5
+    charge = factors[0] * factors[1] * prefactor
     return a, b, ra, rb, jnp.where(rows.used, charge, 0.0)
+
+
+def _exponents_and_centers(basis, rows, positions):
+    exponents, centers = [], []
+    for l, shell, primitive in _sides(rows):
+        batch = _batch(basis, l)
+        every = jnp.asarray(batch.exponents, positions.dtype)
+        exponents.append(every[shell[:, None], primitive])
+        centers.append(positions[jnp.asarray(batch.atom)[shell]])
+    return exponents, centers
+
+
+def _decay(a, b, ra, rb):
+    """ab/p AB^2."""
+    return a * b / (a + b) * jnp.sum((ra - rb) ** 2, axis=1)[:, None]
+
+
+def _sides(rows):
+    return zip((rows.la, rows.lb), rows.shell, rows.primitive, strict=True)
+
+
+def _batch(basis, l):
+    return next(batch for batch in basis.batches if batch.l == l)
 
 
 def _spread(vectors, shape):

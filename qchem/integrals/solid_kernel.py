@@ -18,6 +18,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from qchem.basis.rows import standing
 from qchem.basis.spherical import angular_matrix
 from qchem.integrals.boys import boys
 from qchem.integrals.coulomb import (
@@ -97,6 +98,7 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
     """
     _, lowest, kinds = sides
     nrow, depth = width.shape
+    fence = ~(width[0, 0] < 0)
     alpha = 1.0 / (width.reshape(-1, 1) + ket_width[None])
     separation = center.reshape(-1, 3).T[:, :, None] - ket_center.T[:, None, :]
     t = alpha * jnp.sum(separation * separation, axis=0)
@@ -125,7 +127,8 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
         if l == 0:
             blocks = [float(angular_matrix(0, True)[0, 0]) * of_shells[skipped:, None]]
         else:
-            blocks = _products(lowest, order, l, distance.reshape(3, -1), of_shells)
+            product = partial(_products, lowest, order, l)
+            blocks = standing(fence, product, distance.reshape(3, -1), of_shells)
         blocks = [x.reshape(-1, 2 * l + 1, nrow, depth, nshell) for x in blocks]
         blocks = [jnp.transpose(x, (2, 3, 0, 1, 4)) for x in blocks]
         parts.append(jnp.concatenate(blocks, axis=2).reshape(nrow, -1, (2 * l + 1) * nshell))

@@ -47,7 +47,8 @@ from qchem.xc.quadrature import GridXC, xc_potential
 # Parts of the total; the last one only where the functional has it.
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
-_CHUNK = {"cpu": 1024, "other": 4096}  # grid points: on a CPU what its caches hold
+_CHUNK = {"cpu": 960, "other": 4096}  # grid points: on a CPU what its caches hold, and rows of
+# arrays not a power of two apart, which would share the same few places in them
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
 

@@ -65,21 +65,33 @@ class Density(NamedTuple):
         empty = jnp.zeros(self.matrix.shape, x.dtype)
         return empty.at[:, rows[:, None], rows[None, :]].set(x, unique_indices=True)
 
-    def applied(self, spin: int, x: Array) -> tuple[Array, Array | None]:
-        """D x, and C^T x where there are orbitals."""
+    def reduced(self, spin: int, x: Array) -> Array:
+        """C^T x of orbitals, of which there are few; D x of a matrix."""
         if self.orbitals is None:
-            return _dot(self.matrix[spin].astype(x.dtype), x), None
-        c = self.orbitals[spin].astype(x.dtype)
-        inner = _dot(c.T, x)
-        return _dot(c, inner), inner
+            return _dot(self.matrix[spin].astype(x.dtype), x)
+        return _dot(self.orbitals[spin].T.astype(x.dtype), x)
 
-    def slope(self, left: Array, right: Array, inner: Array | None, inner_right: Array | None):
-        """d/d(own matrix) of sum_p left · D right, symmetric in both, of one spin."""
+    def completed(self, spin: int, reduced: Array) -> Array:
+        """D x of `reduced` x."""
         if self.orbitals is None:
-            slope = jnp.einsum("mp,np->mn", left, right, precision="highest")
+            return reduced
+        return _dot(self.orbitals[spin].astype(reduced.dtype), reduced)
+
+    def slope(self, x: Array, reduced_x: Array, a: Array, y: Array | None, reduced: Array) -> Array:
+        """d/d(own matrix) of sum_p a/2 x · D x + y · D x of one spin; y is zero if left out.
+
+        Args:
+            x, reduced_x: The latter is `reduced` of the former.
+            a: Of each point.
+            y: Like x.
+            reduced: That of a x + y.
+        """
+        if self.orbitals is None:
+            half = 0.5 * a * x if y is None else 0.5 * a * x + y
+            slope = jnp.einsum("mp,np->mn", x, half, precision="highest")
             return slope + slope.T
-        halves = (left, inner_right), (right, inner)
-        return 2 * sum(jnp.einsum("mp,ip->mi", *x, precision="highest") for x in halves)
+        pairs = [(x, reduced)] if y is None else [(x, reduced), (y, reduced_x)]
+        return 2 * sum(jnp.einsum("mp,ip->mi", *pair, precision="highest") for pair in pairs)
 
 
 class Placement(NamedTuple):
@@ -207,7 +219,7 @@ class _Chunk:
         apart, rows, phi = self._evaluate(points)
         found = []
         for spin in range(density.nspin):
-            x, _ = density.applied(spin, phi)
+            x = density.completed(spin, density.reduced(spin, phi))
             found.append(self._of_density(apart, rows, x)[:2])
         rho, gradient = _stacked(found, weights.dtype)
         values = standing(self.fence, self._values, learned, rho, gradient)
@@ -229,8 +241,9 @@ class _Chunk:
         else:
             points, weights = self.place(positions)
         apart, rows, phi = self._evaluate(points)
-        applied = [density.applied(spin, phi) for spin in range(density.nspin)]
-        found = [self._of_density(apart, rows, x) for x, _ in applied]
+        reduced = [density.reduced(spin, phi) for spin in range(density.nspin)]
+        applied = [density.completed(spin, x) for spin, x in enumerate(reduced)]
+        found = [self._of_density(apart, rows, x) for x in applied]
         rho, gradient = _stacked([x[:2] for x in found], weights.dtype)
 
         def potentials(learned, rho, gradient, weights):
@@ -245,25 +258,19 @@ class _Chunk:
         )
         energy = jnp.vdot(weights, values, precision="highest")
         by_density, by_atoms = [], None
-        for spin, ((x, inner), of_density) in enumerate(zip(applied, found, strict=True)):
+        for spin, (x, inner, of_density) in enumerate(zip(applied, reduced, found, strict=True)):
             a = by_rho[spin].astype(self.dtype)[None]
             b = None if by_gradient is None else list(by_gradient[spin].astype(self.dtype))
             along = None if b is None else sum(c[None] * r for c, r in zip(b, apart, strict=True))
-            y, dy, inner_y = None, None, None
+            y, outer = None, a * inner
             if b is not None:
                 pairs = zip(rows, self.placement.basis.batches, strict=True)
                 columns = [c for r, batch in pairs for c in r.columns_along(b, along[batch.atom])]
                 y = jnp.concatenate(columns)
-                if moved or inner is not None:
-                    dy, inner_y = density.applied(spin, y)
-            half = 0.5 * a * phi if y is None else 0.5 * a * phi + y
-            if inner is not None:
-                inner_half = 0.5 * a * inner if y is None else 0.5 * a * inner + inner_y
-            else:
-                inner_half = None
-            by_density.append(density.slope(phi, half, inner, inner_half))
+                outer = outer + density.reduced(spin, y)
+            by_density.append(density.slope(phi, inner, a, y, outer))
             if moved:
-                w = a * x if y is None else a * x + dy
+                w = density.completed(spin, outer)
                 pull = self._pull(apart, rows, of_density[2], w, b, along)
                 by_atoms = pull if by_atoms is None else [p + q for p, q in zip(by_atoms, pull)]
         dtype = weights.dtype
