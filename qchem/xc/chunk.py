@@ -258,7 +258,7 @@ class _Chunk:
         )
         energy = jnp.vdot(weights, values, precision="highest")
         by_density, by_atoms = [], None
-        for spin, (x, inner, of_density) in enumerate(zip(applied, reduced, found, strict=True)):
+        for spin, (inner, of_density) in enumerate(zip(reduced, found, strict=True)):
             a = by_rho[spin].astype(self.dtype)[None]
             b = None if by_gradient is None else list(by_gradient[spin].astype(self.dtype))
             along = None if b is None else sum(c[None] * r for c, r in zip(b, apart, strict=True))
