@@ -220,6 +220,25 @@ def run_script(script, *arguments):
     return run.stdout.splitlines()
 
 
+FAULTS = """
+import resource, qchem, numpy as np
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 24)  # 128 MiB, then freed
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(faults() for _ in range(3)))
+qchem.use_cores(1)
+print(min(faults() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as GNU's C library has it")
+def test_cores_keep_freed_memory():
+    """A block that is freed and wanted again does not come from the system page by page."""
+    before, after = map(int, run_script(FAULTS))
+    assert after < before / 10
+
+
 IS_SPLIT = """
 import sys, warnings, jax, jax.numpy as jnp, qchem
 from qchem.devices import mesh_for

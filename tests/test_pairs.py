@@ -15,6 +15,7 @@ from qchem.integrals.moments import packed_moment
 from qchem.integrals.pairs import (
     auxiliary_distributions,
     charge_distribution,
+    coulomb_norm,
     hermite_sign,
     npair,
     pair_distributions,
@@ -126,6 +127,34 @@ def test_merged_lists_give_the_same_integrals():
     assert [length for length, *_ in both] == [2, 3]
     for one, other in zip(both[0][1:], both[1][1:], strict=True):
         assert_allclose(one, other, atol=RTOL * np.abs(other).max())
+
+
+def test_density_fitting_has_negligible_pairs_stand_together(monkeypatch):
+    """Rows follow their exponents where the atoms are; moments and gradients are the same."""
+    of_basis, apart = basis(), 6.0 * POSITIONS
+    plan, size = plan_pairs(of_basis, fitted=True), npair(of_basis.nao)
+
+    def compute(positions):
+        def moment(positions):
+            pairs = pair_distributions(of_basis, plan, positions)
+            return packed_moment(pairs, size, (1, 0, 1), jnp.zeros(3)), pairs
+
+        square = lambda r: jnp.sum(moment(r)[0] ** 2)  # noqa: E731
+        return *moment(positions), jax.grad(square)(positions)
+
+    def changes(pairs):
+        """How often a row that counts stands beside one that does not."""
+        counts = [coulomb_norm(rows) > 1e-10 for rows in pairs]
+        assert 1 < sum(np.sum(x) for x in counts) < sum(x.size for x in counts)
+        return sum(np.sum(x[1:] != x[:-1]) for x in counts)
+
+    moments, pairs, gradient = oracle.jit(compute)(apart)
+    monkeypatch.setattr("qchem.integrals.pairs.platform", lambda: "gpu")  # leaves nothing out
+    as_planned = oracle.jit(lambda positions: compute(positions))(apart)
+    assert changes(pairs) < changes(as_planned[1])
+    for one, other in zip((moments, gradient), as_planned[::2], strict=True):
+        assert np.abs(other).max() > 1e-3
+        assert_allclose(one, other, rtol=0, atol=RTOL * np.abs(other).max())
 
 
 def test_tables_of_their_own_give_the_same_lists(monkeypatch):
