@@ -222,8 +222,8 @@ def _axis_tables(rows, primitives):
         separation = [_spread(x[2] - x[3], x[0].shape).reshape(-1, 3) for x in of_group]
         la, lb = max(rows[n].la for n in group), max(rows[n].lb for n in group)
         table = axis_table(la, lb, *flat, jnp.concatenate(separation).T)
-        ends = np.cumsum([x[0].size for x in of_group])
-        columns = [table[:, :, end - x[0].size : end] for x, end in zip(of_group, ends)]
+        # In reverse mode pieces are put together, where those of indexing would be added up.
+        columns = jax.lax.split(table, [x[0].size for x in of_group], axis=2)
         found |= {n: (part, lb) for n, part in zip(group, columns, strict=True)}
     return [found[n] for n in classes]
 
