@@ -63,8 +63,9 @@ def use_cores(count: int | None = None) -> Mesh | None:
 
     One geometry keeps few cores busy otherwise: XLA runs a loop on one of them. To be called before
     JAX computes anything; later, what devices there are is what there is. The process also keeps
-    memory that it has freed, up to half a gigabyte: a program called over and over, as in a
-    training, spends a tenth of its time otherwise on getting the same memory from the system again.
+    memory that it has freed, up to half a gigabyte, where no MALLOC_..._ in the environment says
+    otherwise: a program called over and over, as in a training, would spend part of its time on
+    getting the same memory from the system again.
 
     Args:
         count: By default all cores that this process may use.
@@ -93,6 +94,8 @@ def use_cores(count: int | None = None) -> Mesh | None:
 
 
 def _keep_freed_memory():
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
     with suppress(OSError, AttributeError):  # another C library than GNU's
         options = ctypes.CDLL(None).mallopt
         options(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)

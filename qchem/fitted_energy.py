@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from qchem.derivatives import jvp_of_moving
 from qchem.devices import ALONE, MOLECULE, Share, spread
-from qchem.fitted_jk import fitting_arrays, over_columns, replaced_columns
+from qchem.fitted_jk import filled_columns, fitting_arrays, over_columns
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import weighted_fitting
 from qchem.integrals.moments import packed_density, unpack
@@ -165,23 +165,26 @@ class _Contracted(eqx.Module):
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
         short = factor.astype(self.dtype)
 
-        def exchanged(three, of_factor, start, columns):
-            """Columns of (ab|P) give way to their slopes."""
-            size = columns.shape[2]
+        def half(start, size):
+            """sum_i C_ai (ij|P) V^-1 as (s, j, a, P): the sums below go over its ends."""
             products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
-            products = products.astype(self.dtype)
-            half = _transformed(jnp.swapaxes(short, 1, 2), products)
-            half = jnp.swapaxes(half, 1, 2)  # (s, j, a, p): the sums below go over its ends
-            rows = columns.reshape(nao, -1), half.reshape(*half.shape[:2], -1)
-            part = jnp.einsum("bx,sjx->sbj", *rows, precision="highest")
-            of_factor = of_factor - 2 * self.exchange * part.astype(factor.dtype)
-            square = jnp.einsum("sbj,sjap->bap", short, half, precision="highest")
+            turned = _transformed(jnp.swapaxes(short, 1, 2), products.astype(self.dtype))
+            return jnp.swapaxes(turned, 1, 2)
+
+        def add(of_factor, start, columns):
+            right = half(start, columns.shape[2])
+            right = right.reshape(*right.shape[:2], -1)
+            part = jnp.einsum("bx,sjx->sbj", columns.reshape(nao, -1), right, precision="highest")
+            return of_factor - 2 * self.exchange * part.astype(factor.dtype)
+
+        def slope(start, size):
+            square = jnp.einsum("sbj,sjap->bap", short, half(start, size), precision="highest")
             square = square.astype(factor.dtype)[i, j]
             charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
-            new = self.coulomb * density * charge[None] - self.exchange * twice * square
-            return jax.lax.dynamic_update_slice_in_dim(three, new, start, 1), of_factor
+            return self.coulomb * density * charge[None] - self.exchange * twice * square
 
-        return replaced_columns(exchanged, three, of_factor, nao, self.dtype)
+        of_factor = over_columns(add, of_factor, three, nao, self.dtype)
+        return filled_columns(slope, three, nao, self.dtype), of_factor
 
 
 def _transformed(matrix, x):

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from qchem.compilation import platform
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import fitting_2c, fitting_3c, fitting_integrals
@@ -32,7 +33,7 @@ from qchem.jk import AbstractJK, over_ranges, packed_index
 from qchem.metric import columns_of, lower_factor, separated
 
 _WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
-_UNPACKED_BYTES = 1 << 21  # of three-index integrals unpacked at once for the exchange
+_UNPACKED_BYTES = {"cpu": 1 << 21}  # of integrals unpacked at once: on a CPU what its caches hold
 _SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 
 
@@ -198,49 +199,46 @@ def over_columns(
         most: P at a time at most.
     """
 
-    def step(sums, window):
-        return add(sums, *window(three))
-
-    return _over_windows(step, sums, three, nao, dtype, most)
-
-
-def replaced_columns(
-    replace: Callable[..., Any],
-    three: Float[Array, "npair own"],
-    sums: Any,
-    nao: int,
-    dtype: DTypeLike,
-) -> tuple[Float[Array, "npair own"], Any]:
-    """The same where (ab|P) itself is changed, in its own memory and dtype.
-
-    Args:
-        replace: Of (ab|P), the sums, and the rest as in `over_columns`: both anew.
-        three, sums, nao, dtype: As there.
-    """
-
-    def step(both, window):
-        three, sums = both
-        return replace(three, sums, *window(three))
-
-    return _over_windows(step, (three, sums), three, nao, dtype)
-
-
-def _over_windows(step, state, three, nao, dtype=None, most=None):
-    """`step` of the state, and of what takes the next columns from (ab|P), one after another."""
-    naux, dtype = three.shape[1], jnp.dtype(three.dtype if dtype is None else dtype)
+    dtype = jnp.dtype(three.dtype if dtype is None else dtype)
     ao = jnp.arange(nao)
     index = packed_index(ao[:, None], ao[None])
-    size = max(1, min(naux, most or naux, _UNPACKED_BYTES // (dtype.itemsize * nao * nao)))
 
-    @partial(jax.checkpoint, static_argnums=2)
-    def body(state, start, size):
-        def window(three):
-            columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
-            return start, columns.astype(dtype)[index]
+    def step(sums, start, size):
+        columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
+        return add(sums, start, columns.astype(dtype)[index])
 
-        return step(state, window), None
+    return _over_windows(step, sums, three.shape[1], dtype.itemsize * nao * nao, most)
 
+
+def filled_columns(
+    make: Callable[..., Array], three: Float[Array, "npair own"], nao: int, dtype: DTypeLike
+) -> Float[Array, "npair own"]:
+    """Other columns in the memory of (ab|P), some P at a time as in `over_columns`.
+
+    None of the old ones may be read: the compiler would copy all of them for each step.
+
+    Args:
+        make: Of the first P and how many, the columns (ab, P).
+        three: (ab|P), packed.
+        nao: Number of AOs.
+        dtype: Of what is unpacked.
+    """
+
+    def step(three, start, size):
+        return jax.lax.dynamic_update_slice_in_dim(three, make(start, size), start, 1)
+
+    return _over_windows(step, three, three.shape[1], jnp.dtype(dtype).itemsize * nao * nao)
+
+
+def _over_windows(step, state, naux, column_bytes, most=None):
+    """`step` of the state, the first P and how many, one window of P after another."""
+    size = max(1, min(naux, most or naux, _unpacked_bytes() // column_bytes))
+    body = jax.checkpoint(step, prevent_cse=False, static_argnums=2)
     rest = naux % size
     starts = jnp.arange(0, naux - rest, size, dtype=jnp.int32)
-    state, _ = jax.lax.scan(lambda state, start: body(state, start, size), state, starts)
-    return body(state, naux - rest, rest)[0] if rest else state
+    state, _ = jax.lax.scan(lambda state, start: (body(state, start, size), None), state, starts)
+    return body(state, naux - rest, rest) if rest else state
+
+
+def _unpacked_bytes():
+    return _UNPACKED_BYTES.get(platform(), 1 << 26)
