@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 def jvp_of_moving(
@@ -29,3 +29,10 @@ def jvp_of_moving(
         return function(*jax.tree.unflatten(tree, new))
 
     return jax.jvp(of_moving, [leaves[n] for n in moving], [dots[n] for n in moving])
+
+
+def triangular_quotient(
+    turn: Float[Array, "nspin n n"], dot: Float[Array, "nspin n n"]
+) -> Float[Array, "nspin n n"]:
+    """x of dU = U x, for an upper triangular U."""
+    return jax.lax.linalg.triangular_solve(turn, dot, left_side=True)

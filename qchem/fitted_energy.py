@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.derivatives import jvp_of_moving
+from qchem.derivatives import jvp_of_moving, triangular_quotient
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.fitted_jk import filled_columns, fitting_arrays, over_columns
 from qchem.integrals.auxiliary import auxiliary_columns
@@ -35,6 +35,7 @@ def fitted_energy(
     exchange: float | ExchangeWeights,
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
+    turn: Float[Array, "nspin nocc nocc"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
@@ -45,17 +46,20 @@ def fitted_energy(
     Args:
         mesh: Devices that share the auxiliary functions.
         dtype: Of products of (ab|P) with orbitals; by default that of the orbitals.
+        turn: If given, the orbitals are `factor` times this matrix, which is upper triangular; see
+            `qchem.scf.orbitals.held_and_turn`.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
     share = Share.of(mesh)
     energy = partial(_fitted_energy, naux, coulomb, exchange, share, dtype)
-    spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P()), P())
-    return spreading(pairs, aux, filled_lists(aux, share.count), factor)
+    spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P(), P()), P())
+    return spreading(pairs, aux, filled_lists(aux, share.count), factor, turn)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
-def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor):
+def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor, turn):
+    factor = _turned(factor, turn)
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
     return sum(
@@ -65,15 +69,19 @@ def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, facto
 
 
 def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
-    *lists, factor = primals
+    *lists, held, turn = primals
+    *of_lists, of_held, of_turn = tangents
+    still = lambda dots: all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dots))  # noqa: E731
+    within = still(of_held) and not still(of_turn)
+    factor = _turned(held, turn)
     integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
     ranges = separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
-    energies, of_factor, slopes = [], [], []
+    energies, of_orbitals, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
         contracted = _Contracted.build(three, two, factor, *weights, share, dtype)
         energies.append(contracted.energy)
-        of_three, of_orbitals = contracted.slopes(three, factor)
-        of_factor.append(share.total(of_orbitals))
+        of_three, of_factor = contracted.slopes(three, factor)
+        of_orbitals.append(contracted.slope_within(three, factor) if within else of_factor)
         slopes.append((of_three, contracted.metric_slope()))
     if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
         whole, rest = slopes
@@ -81,11 +89,17 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
 
     energy = sum(energies)
     tangent = jnp.zeros_like(energy)
-    if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents[:-1])):
+    if not still(of_lists):
         weighted = lambda *lists: _weighted_ranges(share, *lists, slopes, exchange.omega)  # noqa: E731
-        tangent = jvp_of_moving(weighted, tuple(lists), tuple(tangents[:-1]))[1]
-    if not isinstance(tangents[-1], SymbolicZero):
-        tangent = tangent + jnp.vdot(sum(of_factor), tangents[-1], precision="highest")
+        tangent = jvp_of_moving(weighted, tuple(lists), tuple(of_lists))[1]
+    if not still((of_held, of_turn)):
+        change = (
+            triangular_quotient(turn, of_turn)
+            if within
+            else jvp_of_moving(_turned, (held, turn), (of_held, of_turn))[1]
+        )
+        slope = share.total(sum(of_orbitals))
+        tangent = tangent + jnp.vdot(slope, change, precision="highest")
     return energy, tangent
 
 
@@ -101,12 +115,13 @@ class _Contracted(eqx.Module):
     """Coulomb and exchange energy of one interaction, and its derivatives.
 
     E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. `charge` and `products`
-    are q_P and (ij|P) times V^-1, of a device's own P.
+    are q_P and (ij|P) times V^-1, of a device's own P; `integrals` are (ij|P) themselves.
     """
 
     energy: Float[Array, ""]
     charge: Float[Array, " own"]
     products: Float[Array, "nspin nocc nocc own"]
+    integrals: Float[Array, "nspin nocc nocc own"]
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
     share: Share = eqx.field(static=True)
@@ -125,7 +140,7 @@ class _Contracted(eqx.Module):
         charge = share.whole(charge)
         charge = solved(lower, charge[None], transpose_a=True)
         energy = 0.5 * coulomb * jnp.sum(charge**2)
-        products = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
+        products = integrals = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
             short = factor.astype(dtype)
 
@@ -134,14 +149,15 @@ class _Contracted(eqx.Module):
                 part = _transformed(short, half).astype(products.dtype)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
-            products = over_columns(add, products, three, nao, dtype)
+            products = integrals = over_columns(add, products, three, nao, dtype)
             rows = share.to_rows(products.reshape(-1, own))
             rows = solved(lower, rows, transpose_a=True)
             energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
             rows = solved(lower, rows, transpose_a=False)
             products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
         charge = solved(lower, charge, transpose_a=False)[0]
-        return cls(energy, share.part(charge), products, coulomb, exchange, share, dtype)
+        fitted = share.part(charge), products, integrals
+        return cls(energy, *fitted, coulomb, exchange, share, dtype)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
         """dE/d(P|Q)."""
@@ -153,11 +169,24 @@ class _Contracted(eqx.Module):
             slope = slope + 0.5 * self.exchange * square
         return slope
 
+    def slope_within(self, three, factor):
+        """dE/dx of a change dC = C x of the orbitals, which needs (ij|P) and no other integrals."""
+        if not self.exchange:
+            slope = self._coulomb_slope(three, factor)
+            return jnp.einsum("sai,saj->sij", factor, slope, precision="highest")
+        slope = self.coulomb * jnp.dot(self.integrals, self.charge, precision="highest")
+        both = self.integrals, self.products
+        exchange = jnp.einsum("sijp,skjp->sik", *both, precision="highest")
+        return 2 * (slope - self.exchange * exchange)
+
+    def _coulomb_slope(self, three, factor):
+        matrix = unpack(jnp.dot(three, self.charge, precision="highest"), factor.shape[1])
+        return 2 * self.coulomb * jnp.einsum("ab,sbi->sai", matrix, factor, precision="highest")
+
     def slopes(self, three, factor):
         """dE/d(ab|P), each pair of AOs once, and dE/d(factor)."""
         nao = factor.shape[1]
-        coulomb = self.coulomb * unpack(jnp.dot(three, self.charge, precision="highest"), nao)
-        of_factor = 2 * jnp.einsum("ab,sbi->sai", coulomb, factor, precision="highest")
+        of_factor = self._coulomb_slope(three, factor)
         density = _density(factor)[:, None]
         if not self.exchange:
             return self.coulomb * density * self.charge[None], of_factor
@@ -185,6 +214,10 @@ class _Contracted(eqx.Module):
 
         of_factor = over_columns(add, of_factor, three, nao, self.dtype)
         return filled_columns(slope, three, nao, self.dtype), of_factor
+
+
+def _turned(held, turn):
+    return held if turn is None else jnp.matmul(held, turn, precision="highest")
 
 
 def _transformed(matrix, x):

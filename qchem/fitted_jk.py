@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from qchem.basis.rows import standing
 from qchem.compilation import platform
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.integrals.auxiliary import auxiliary_columns
@@ -205,7 +206,9 @@ def over_columns(
 
     def step(sums, start, size):
         columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
-        return add(sums, start, columns.astype(dtype)[index])
+        unpacked = lambda columns: columns.astype(dtype)[index]  # noqa: E731
+        # In memory before its axes become one, which would be found from it for each number anew.
+        return add(sums, start, standing(three[0, 0] != jnp.inf, unpacked, columns))
 
     return _over_windows(step, sums, three.shape[1], dtype.itemsize * nao * nao, most)
 

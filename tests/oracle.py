@@ -92,6 +92,25 @@ def slope(values, step: float):
     return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
 
 
+def turns_agree(energy, orbitals, rtol: float) -> None:
+    """`energy(orbitals, turn)` and its derivatives in the turn, which alone moves, are those of
+    the orbitals multiplied by it: the first in reverse mode, the second in forward mode of that."""
+    nspin, _, nocc = orbitals.shape
+    direction = jnp.triu(random_like(np.zeros((nspin, nocc, nocc)), 11))
+
+    def derivatives(energy):
+        function = lambda t: energy(jnp.eye(nocc)[None] + t * direction)  # noqa: E731
+        slope = jax.grad(function)
+        both = lambda t: jax.jvp(slope, (t,), (jnp.ones_like(t),))  # noqa: E731
+        return jax.jit(lambda t: (function(t), *both(t)))(0.3)
+
+    found = derivatives(lambda turn: energy(orbitals, turn))
+    expected = derivatives(lambda turn: energy(orbitals @ turn, None))
+    assert min(map(abs, expected[1:])) > 1e-3  # otherwise the check could not fail
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol)
+
+
 def random_like(tree, seed: int = 0):
     """Normal random numbers in the shapes of the floating-point leaves."""
     rng = np.random.default_rng(seed)

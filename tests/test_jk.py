@@ -207,6 +207,15 @@ def test_fitted_energy(weights):
     check_energy(energy, expected)
 
 
+@pytest.mark.parametrize("weights", [*RANGES, 0.0], ids=["full", "long", "short", "none"])
+def test_fitted_energy_of_turned_orbitals(weights):
+    def energy(orbitals, turn):
+        settings = FITTING.nao, 0.9, weights
+        return energies.fitted_energy(*small_rows(POSITIONS), orbitals, *settings, turn=turn)
+
+    oracle.turns_agree(energy, FACTOR, 1e-10)
+
+
 def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
     metric = jnp.eye(7) + 0.1

@@ -16,6 +16,8 @@ from qchem.scf import (
     reorthonormalize,
     spin_square,
 )
+from qchem.scf.orbitals import held_and_turn
+from tests import oracle
 
 ROUNDING = 1e-12  # a few operations on matrices of norm near one
 NAO = 6
@@ -118,6 +120,28 @@ def test_reorthonormalization_differentiates_twice():
     assert_allclose(second(0.0), curvature, rtol=1e-5)
     padded = jax.jit(jax.grad(lambda s: reorthonormalize(factor, s)[1].sum()))
     assert jnp.isfinite(padded(s)).all()
+
+
+def test_held_and_turn_make_what_is_reorthonormalized():
+    """Value and two derivatives; what is held moves with the orbitals alone."""
+    factor, s = moved_factor(), overlap_matrix(5)
+    direction = overlap_matrix(7) - overlap_matrix(8), oracle.random_like(factor, 3)
+    held, turn = held_and_turn(factor, s, 2.0)
+    assert_allclose(turn, np.broadcast_to(np.eye(3), (2, 3, 3)), rtol=0, atol=0)
+    assert_allclose(held @ turn, reorthonormalize(factor, s, 2.0), atol=ROUNDING)
+
+    def derivatives(orbitals):
+        def value(t):
+            moved = factor * (1 + t * direction[1])
+            return jnp.sum(jnp.sin(orbitals(moved, s + t * direction[0])) ** 2)
+
+        slope = jax.grad(value)
+        return jax.jit(lambda t: jax.jvp(slope, (t,), (1.0,)))(0.0)
+
+    found = derivatives(lambda *x: jnp.matmul(*held_and_turn(*x)))
+    assert_allclose(found, derivatives(reorthonormalize), rtol=1e-12)
+    still = jax.jacfwd(lambda t: held_and_turn(factor, s + t * direction[0])[0])(0.0)
+    assert not np.any(still)
 
 
 def test_spin_square_of_pure_and_mixed_determinants():

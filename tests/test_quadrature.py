@@ -14,6 +14,7 @@ from qchem.grids import Grid
 from qchem.xc import quadrature
 from qchem.xc.functional import Functional
 from qchem.xc.quadrature import GridXC
+from tests import oracle
 
 ENERGY_ATOL = 1e-9  # hartree
 FOCK_ATOL = 1e-8  # PySCF skips AOs below its cutoff
@@ -180,6 +181,14 @@ def test_written_derivatives_are_those_of_stored_values(name, nspin):
         assert_allclose(value, expected, rtol=1e-13)
         for slope, exact in zip(slopes, expected_slopes, strict=True):
             assert_allclose(slope, exact, rtol=0, atol=1e-12 * np.max(np.abs(exact)))
+
+
+@pytest.mark.parametrize(("name", "nspin"), [("b3lyp", 2), ("svwn", 1), ("tpss", 1)])
+def test_turned_orbitals(small, name, nspin):
+    basis, grid, _ = small
+    xc = GridXC(Functional.from_name(name), basis, grid, POSITIONS, chunk=64)
+    orbitals = oracle.random_like(np.zeros((nspin, basis.nao, 3)), 2) * 0.3
+    oracle.turns_agree(xc.energy_of_orbitals, orbitals, 1e-10)
 
 
 def test_only_the_symmetric_part_of_dm_counts(small):

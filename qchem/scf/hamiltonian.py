@@ -39,7 +39,7 @@ from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_ener
 from qchem.linear_algebra import keep_lapack_on_one_thread
 from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
-from qchem.scf.orbitals import density_matrix, reorthonormalize
+from qchem.scf.orbitals import density_matrix, held_and_turn, reorthonormalize
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC, xc_potential
@@ -47,7 +47,7 @@ from qchem.xc.quadrature import GridXC, xc_potential
 # Parts of the total; the last one only where the functional has it.
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
-_CHUNK = {"cpu": 960, "other": 4096}  # grid points: on a CPU what its caches hold, and rows of
+_CHUNK = {"cpu": 240, "other": 4096}  # grid points: on a CPU what its caches hold, and rows of
 # arrays not a power of two apart, which would share the same few places in them
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
@@ -290,10 +290,12 @@ class Method(eqx.Module):
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
         overlap, kinetic = unpack(jnp.stack([overlap, kinetic]), self.basis.nao)
-        full = 2.0 / factor.shape[0]
-        factor = reorthonormalize(factor, overlap, full if occupation is None else 1.0)
-        if occupation is not None:
-            factor = factor * jnp.sqrt(occupation)[:, None, :]
+        if occupation is None:
+            held, turn = held_and_turn(factor, overlap, 2.0 / factor.shape[0])
+            factor = jnp.matmul(held, turn, precision="highest")
+        else:
+            factor = reorthonormalize(factor, overlap) * jnp.sqrt(occupation)[:, None, :]
+            held, turn = factor, None
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
@@ -309,13 +311,13 @@ class Method(eqx.Module):
         if self.two_electron != "df":
             energy = energy + exact_energy(pairs, dm, weights, self.mesh)
         elif weights.full or weights.attenuated:
-            fitting = pairs, self._auxiliary(positions), factor, self.aux.nao, 1.0, weights
-            energy = energy + fitted_energy(*fitting, self.mesh, self._short)
+            fitting = pairs, self._auxiliary(positions), held, self.aux.nao, 1.0, weights
+            energy = energy + fitted_energy(*fitting, self.mesh, self._short, turn)
         else:
             fitting = pairs, self._auxiliary(positions), density
             energy = energy + fitted_coulomb_energy(*fitting, self.mesh)
         xc = self._xc(positions)
-        return energy if xc is None else energy + xc.energy_of_orbitals(factor)
+        return energy if xc is None else energy + xc.energy_of_orbitals(held, turn)
 
     @property
     def npoint(self) -> int:

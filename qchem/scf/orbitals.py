@@ -184,15 +184,44 @@ def reorthonormalize(
         overlap: S.
         occupation: C^T S C of the result is this times the unit matrix; 2 / nspin for a `factor`.
     """
-    orbitals, overlap = jnp.asarray(orbitals), jnp.asarray(overlap)
+    orbitals = jnp.asarray(orbitals)
+    lower = _lower_of_products(orbitals, jnp.asarray(overlap))
+    return _times_inverse(orbitals, lower) * occupation**0.5
+
+
+def held_and_turn(
+    orbitals: Float[Array | np.ndarray, "nspin nao nocc"],
+    overlap: Float[Array | np.ndarray, "nao nao"],
+    occupation: float = 1.0,
+) -> tuple[Float[Array, "nspin nao nocc"], Float[Array, "nspin nocc nocc"]]:
+    """`reorthonormalize` as a product of two factors, which move for different reasons.
+
+    The first, C L0^(-T), moves with C alone, as L0 is L held constant; the second, L0^T L^(-T), is
+    the unit matrix where nothing has moved yet. What depends on orthonormal orbitals that follow
+    the nuclei while C is held needs its derivative in the second alone: (nocc nocc) of it.
+    """
+    orbitals = jnp.asarray(orbitals)
+    lower = _lower_of_products(orbitals, jnp.asarray(overlap))
+    first = jax.lax.stop_gradient(lower)
+    turn = _times_inverse(jnp.swapaxes(first, 1, 2), lower)
+    unit = jnp.eye(turn.shape[-1], dtype=turn.dtype)[None]
+    turn = unit + (turn - jax.lax.stop_gradient(turn))  # without the rounding of L^T L^(-T)
+    return _times_inverse(orbitals, first) * occupation**0.5, turn
+
+
+def _lower_of_products(orbitals, overlap):
+    """L of L L^T = C^T S C, where columns of zeros count as if they were orthonormal."""
     empty = jnp.all(orbitals == 0, axis=1).astype(overlap.dtype)
     metric = jnp.einsum("sai,ab,sbj->sij", orbitals, overlap, orbitals, precision="highest")
-    metric = metric + jax.vmap(jnp.diag)(empty)
-    lower = jnp.linalg.cholesky(metric)
+    return jnp.linalg.cholesky(metric + jax.vmap(jnp.diag)(empty))
+
+
+def _times_inverse(x, lower):
+    """x L^(-T)."""
     transposed = jax.lax.linalg.triangular_solve(
-        lower, jnp.swapaxes(orbitals, 1, 2), left_side=True, lower=True
+        lower, jnp.swapaxes(x, 1, 2), left_side=True, lower=True
     )
-    return jnp.swapaxes(transposed, 1, 2) * occupation**0.5
+    return jnp.swapaxes(transposed, 1, 2)
 
 
 def spin_square(

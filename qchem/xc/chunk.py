@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
 from qchem.basis.rows import coordinates, shell_rows, standing, summed, times
-from qchem.derivatives import jvp_of_moving
+from qchem.derivatives import jvp_of_moving, triangular_quotient
 from qchem.grids import Grid, GridPoints
 
 from .screening import over_reaching
@@ -31,20 +31,41 @@ class Formula(NamedTuple):
 
 
 class Density(NamedTuple):
-    """A density matrix, or orbitals whose products are one, in the order of `ao_of_row`."""
+    """A density matrix, or orbitals whose products are one, in the order of `ao_of_row`.
+
+    Orbitals may come as two factors: see `qchem.scf.orbitals.held_and_turn`.
+    """
 
     matrix: Float[Array, "nspin nao nao"] | None = None
     orbitals: Float[Array, "nspin nao nocc"] | None = None
+    turn: Float[Array, "nspin nocc nocc"] | None = None
 
     @property
     def nspin(self) -> int:
         """Closed shell or two spins."""
         return len(jax.tree.leaves(self)[0])
 
+    def turned(self) -> "Density":
+        """With orbitals in one factor."""
+        if self.turn is None:
+            return self
+        return Density(orbitals=jnp.matmul(self.orbitals, self.turn, precision="highest"))
+
     def as_matrix(self) -> Float[Array, "nspin nao nao"]:
         """The density matrix."""
-        c = self.orbitals
+        c = self.turned().orbitals
         return self.matrix if c is None else jnp.einsum("smi,sni->smn", c, c, precision="highest")
+
+    def change(self, dots: "Density") -> tuple[Array | None, bool]:
+        """What of the matrix or of the orbitals, turned, a tangent is; whether that is a change
+        dC = C x of orbitals, given by x, as their second factor moves alone."""
+        moves = [not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)]
+        if not any(moves):
+            return None, False
+        if moves == [False, True]:
+            return triangular_quotient(self.turn, dots.turn), True
+        _, dots = jvp_of_moving(lambda density: density.turned(), (self,), (dots,))
+        return jax.tree.leaves(dots)[0], False
 
     def in_columns(
         self, order: Int[Array | np.ndarray, " nao"], scale: Float[Array, " nao"] | None
@@ -52,7 +73,8 @@ class Density(NamedTuple):
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:
             orbitals = self.orbitals[:, order]
-            return Density(orbitals=orbitals if scale is None else orbitals * scale[None, :, None])
+            orbitals = orbitals if scale is None else orbitals * scale[None, :, None]
+            return self._replace(orbitals=orbitals)
         matrix = self.matrix[:, order[:, None], order[None, :]]
         return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
 
@@ -79,6 +101,8 @@ class Density(NamedTuple):
 
     def slope(self, x: Array, reduced_x: Array, a: Array, y: Array | None, reduced: Array) -> Array:
         """d/d(own matrix) of sum_p a/2 x · D x + y · D x of one spin; y is zero if left out.
+
+        With `reduced` x and y in place of them it is C^T times that of orbitals.
 
         Args:
             x, reduced_x: The latter is `reduced` of the former.
@@ -143,26 +167,30 @@ def energy_of_chunk(
         return over_reaching(of_shells, basis, depths, reach, positions, points)
 
     def plain(learned, density, *where):
-        return over_shells(lambda chunk, own, _: chunk.energy(learned, own), density, *where, 0)
+        energy = lambda chunk, own, _: chunk.energy(learned, own.turned())  # noqa: E731
+        return over_shells(energy, density, *where, 0)
 
     def rule(primals, tangents):
-        moving = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents)]
-        known = tangents[1], tangents[2].positions
-        written = [not isinstance(x, SymbolicZero) for x in jax.tree.leaves(known)]
-        if sum(moving) > sum(written):
+        def moving(dots):
+            return sum(not isinstance(x, SymbolicZero) for x in jax.tree.leaves(dots))
+
+        along = tangents[2].positions
+        if moving(tangents) > moving((tangents[1], along)):
             return jvp_of_moving(plain, primals, tangents)
         learned, density, *where = primals
+        change, within = density.change(tangents[1])
+        moved = moving(along) > 0
 
         def energy_and_slopes(chunk, own, rows):
-            value, (slope, by_place) = chunk.energy_and_slopes(learned, own, moved=written[-1])
-            return value, [density.scattered(slope, rows), by_place]
+            value, slope, by_place = chunk.energy_and_slopes(learned, own.turned(), within, moved)
+            return value, slope if within else density.scattered(slope, rows), by_place
 
-        value, slopes = over_shells(energy_and_slopes, density, *where, int(written[-1]))
-        tangent = sum(
-            jnp.vdot(slope, dot, precision="highest")
-            for slope, dot in zip(slopes, jax.tree.leaves(known), strict=True)
-            if not isinstance(dot, SymbolicZero)
-        )
+        value, slope, by_place = over_shells(energy_and_slopes, density, *where, int(moved))
+        tangent = jnp.zeros_like(value)
+        if change is not None:
+            tangent = tangent + jnp.vdot(slope, change, precision="highest")
+        if moved:
+            tangent = tangent + jnp.vdot(by_place, along, precision="highest")
         return value, tangent
 
     energy = jax.custom_jvp(plain)
@@ -233,8 +261,9 @@ class _Chunk:
             sigma = jnp.stack([sum(g[i][k] * g[j][k] for k in range(3)) for i, j in pairs])
         return self.formula.function(learned, rho, sigma)
 
-    def energy_and_slopes(self, learned, density, moved):
-        """Energy, and derivatives by the density and, if `moved`, by positions."""
+    def energy_and_slopes(self, learned, density, within, moved):
+        """Energy, and derivatives by the density, or by x of dC = C x if `within`, and, if `moved`,
+        by positions."""
         positions = self.placement.positions
         if moved:
             (points, weights), of_place = jax.vjp(self.place, positions)
@@ -262,26 +291,26 @@ class _Chunk:
             a = by_rho[spin].astype(self.dtype)[None]
             b = None if by_gradient is None else list(by_gradient[spin].astype(self.dtype))
             along = None if b is None else sum(c[None] * r for c, r in zip(b, apart, strict=True))
-            y, outer = None, a * inner
+            y, inner_of_y, outer = None, None, a * inner
             if b is not None:
                 pairs = zip(rows, self.placement.basis.batches, strict=True)
                 columns = [c for r, batch in pairs for c in r.columns_along(b, along[batch.atom])]
                 y = jnp.concatenate(columns)
-                outer = outer + density.reduced(spin, y)
-            by_density.append(density.slope(phi, inner, a, y, outer))
+                inner_of_y = density.reduced(spin, y)
+                outer = outer + inner_of_y
+            ends = (inner, inner_of_y) if within else (phi, y)
+            by_density.append(density.slope(ends[0], inner, a, ends[1], outer))
             if moved:
                 w = density.completed(spin, outer)
                 pull = self._pull(apart, rows, of_density[2], w, b, along)
                 by_atoms = pull if by_atoms is None else [p + q for p, q in zip(by_atoms, pull)]
         dtype = weights.dtype
-        slopes = [jnp.stack(by_density).astype(dtype)]
+        slope, by_place = jnp.stack(by_density).astype(dtype), None
         if moved:
             on_points = jnp.stack([jnp.sum(x, axis=0) for x in by_atoms], axis=1).astype(dtype)
             on_atoms = jnp.stack([jnp.sum(x.astype(dtype), axis=1) for x in by_atoms], axis=1)
-            slopes.append(of_place((on_points, values))[0] - on_atoms)
-        else:
-            slopes.append(None)
-        return energy, slopes
+            by_place = of_place((on_points, values))[0] - on_atoms
+        return energy, slope, by_place
 
     def _pull(self, apart, rows, of_density, w, b, along):
         """2 sum_m W_m ∇phi_m + X_m ∇Y_m over the AOs of each atom, at each point."""

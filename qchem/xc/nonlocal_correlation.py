@@ -91,9 +91,13 @@ class NonlocalCorrelation(eqx.Module):
         terms = (weight * vv10_energy(*flat, b, c, share) for weight, b, c in self.parameters)
         return sum(terms)
 
-    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
-        """`energy` of dm = orbitals orbitals^T."""
-        return self.energy(Density(orbitals=orbitals).as_matrix())
+    def energy_of_orbitals(
+        self,
+        orbitals: Float[Array, "nspin nao nocc"],
+        turn: Float[Array, "nspin nocc nocc"] | None = None,
+    ) -> Float[Array, ""]:
+        """`energy` of dm = C C^T with C = orbitals turn."""
+        return self.energy(Density(orbitals=orbitals, turn=turn).as_matrix())
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]
@@ -111,9 +115,13 @@ class SummedXC(eqx.Module):
         """Sum of the energies, hartree."""
         return sum(part.energy(dm) for part in self.parts)
 
-    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
-        """`energy` of dm = orbitals orbitals^T, hartree."""
-        return sum(part.energy_of_orbitals(orbitals) for part in self.parts)
+    def energy_of_orbitals(
+        self,
+        orbitals: Float[Array, "nspin nao nocc"],
+        turn: Float[Array, "nspin nocc nocc"] | None = None,
+    ) -> Float[Array, ""]:
+        """`energy` of dm = C C^T with C = orbitals turn, hartree."""
+        return sum(part.energy_of_orbitals(orbitals, turn) for part in self.parts)
 
     def energy_and_fock(
         self, dm: Float[Array, "nspin nao nao"]

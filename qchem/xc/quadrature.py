@@ -111,9 +111,18 @@ class GridXC(eqx.Module):
         """
         return self._energy(Density(matrix=(dm + jnp.swapaxes(dm, -1, -2)) / 2))
 
-    def energy_of_orbitals(self, orbitals: Float[Array, "nspin nao nocc"]) -> Float[Array, ""]:
-        """`energy` of dm = orbitals orbitals^T, which is quicker with few orbitals."""
-        return self._energy(Density(orbitals=orbitals))
+    def energy_of_orbitals(
+        self,
+        orbitals: Float[Array, "nspin nao nocc"],
+        turn: Float[Array, "nspin nocc nocc"] | None = None,
+    ) -> Float[Array, ""]:
+        """`energy` of dm = C C^T with C = orbitals turn, which is quicker with few orbitals.
+
+        Args:
+            turn: Upper triangular; the unit matrix if left out. Where it alone moves, derivatives
+                cost less.
+        """
+        return self._energy(Density(orbitals=orbitals, turn=turn))
 
     def _energy(self, density):
         rung = self.functional.ingredients
