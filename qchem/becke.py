@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qchem.atomic_grid import bragg_radii
-from qchem.compilation import platform
 
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
-_TOGETHER = 8  # factors of a product that XLA:CPU unrolls; of more it runs over the points one by one
-_BLOCK = 240  # points taken at once, of many atoms
+_TOGETHER = (
+    8  # factors of a product that XLA:CPU unrolls; of more it runs over the points one by one
+)
 
 
 def border_adjustment(numbers: Sequence[int]) -> Float[np.ndarray, "natom natom"]:
@@ -37,21 +37,7 @@ def cell_shares(
         adjustment: From `border_adjustment`.
     """
     inverse_separation = _inverse(_distances(positions, positions))
-
-    def share(points, atom):
-        return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
-
-    blocks = _blocks(len(positions), len(atom))
-    if blocks == 1:
-        return share(points, atom)
-    parts = points.reshape(blocks, -1, 3), atom.reshape(blocks, -1)
-    return jax.lax.map(lambda x: share(*x), parts).reshape(-1)
-
-
-def _blocks(natom, npoint):
-    """Parts that many points are taken in: few have their arrays in the cache of a core."""
-    many = natom > 2 * _NEAR and npoint % _BLOCK == 0 and platform() == "cpu"
-    return npoint // _BLOCK if many else 1
+    return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
 
 
 def _distances(a, b):
