@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import tyro
 
-from benchmarks.claim_plot import draw
+from benchmarks.claim_plot import draw, tables
 from benchmarks.measure import device, threads
 from benchmarks.molecules import FILES
 from benchmarks.reference import pyscf_is_installed
@@ -113,7 +113,7 @@ class Options:
     resume: bool = False
     """Leave out rows that the file of results has already, with the same settings."""
     plot: bool = False
-    """Draw docs/claim.png from the file of results, and nothing else."""
+    """Print tables of the file of results and draw docs/claim.png, and nothing else."""
 
     @property
     def method(self) -> tuple[str, str]:
@@ -177,7 +177,9 @@ def finished(options: Options) -> set[tuple[str, int]]:
 def main(options: Options) -> None:
     """Measure and report the rows, or draw them."""
     if options.plot:
-        print(draw(options.out or RESULTS / "claim.json"))
+        results = options.out or RESULTS / "claim.json"
+        print(tables(results))
+        print(draw(results))
         return
     configure_jax()
     jax.config.update("jax_num_cpu_devices", threads())  # as the command does; before any array

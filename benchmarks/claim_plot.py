@@ -26,12 +26,7 @@ def draw(results: Path, path: Path = PICTURE) -> Path:
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter
 
-    rows = {}
-    for run in json.loads(results.read_text()):
-        for row in run["rows"]:
-            if "curve" in row:
-                family = f"{row['molecule']}, {row['xc']}/{row['basis']}, {row['clock']} time"
-                rows.setdefault(family, {}).setdefault(row["arm"], {})[row["seed"]] = row["curve"]
+    rows = _curves(results)
     shape = (len(rows), len(AXES) * len(FRAMES))
     size = 3.4 * shape[1], 3.0 * shape[0] + 0.6
     figure, panels = pyplot.subplots(*shape, figsize=size, squeeze=False, sharey="row")
@@ -49,6 +44,52 @@ def draw(results: Path, path: Path = PICTURE) -> Path:
     figure.tight_layout(rect=(0, 0.45 / size[1], 1, 1))
     figure.savefig(path, dpi=110)
     return path
+
+
+def tables(results: Path) -> str:
+    """Errors of each arm in 1e-6 hartree, those of the seeds in ascending order: when its time is
+    up, and at a number of energy evaluations that all arms have had."""
+    lines = []
+    for family, arms in _curves(results).items():
+        ends = [curve[-1]["evaluations"] for curves in arms.values() for curve in curves.values()]
+        lines += [
+            family,
+            "",
+            "| arm | steps | near | far | near, at {0} | far, at {0} |",
+            "|" + 6 * "---|",
+        ]
+        lines[-2] = lines[-2].format(f"{min(ends)} evaluations")
+        for arm, curves in arms.items():
+            steps = sorted(curve[-1]["steps"] for curve in curves.values())
+            cells = [arm, f"{steps[0]}–{steps[-1]}"]
+            for at in (None, min(ends)):
+                for frames, _ in FRAMES:
+                    name = f"{frames}_error"
+                    found = sorted(_at(curve, name, at) for curve in curves.values())
+                    cells.append(", ".join(f"{1e6 * x:.2g}" for x in found))
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _at(curve, name, evaluations):
+    """The last error, or that between two measured ones on a line in logarithms."""
+    if evaluations is None:
+        return curve[-1][name]
+    points = [(r["evaluations"], r[name]) for r in curve if _shown(r, "evaluations", name)]
+    x, y = np.log(np.array(points)).T
+    return float(np.exp(np.interp(np.log(evaluations), x, y)))
+
+
+def _curves(results):
+    """Of each family, arm and seed; of rows that were measured twice, the last."""
+    rows = {}
+    for run in json.loads(results.read_text()):
+        for row in run["rows"]:
+            if "curve" in row:
+                family = f"{row['molecule']}, {row['xc']}/{row['basis']}, {row['clock']} time"
+                rows.setdefault(family, {}).setdefault(row["arm"], {})[row["seed"]] = row["curve"]
+    return rows
 
 
 def _curve(panel, axis, name, arm, curves):

@@ -32,6 +32,7 @@ from qchem.integrals.solid import solid_shells
 from qchem.integrals.tiles import blocks_of
 from qchem.integrals.two_electron import _tile_indices, _tiles, coulomb_4c
 from qchem.jk import PackedJK
+from qchem.xc.chunk import Density
 from qchem.xc.quadrature import density_and_gradient
 
 GEMM, STREAM = 2048, 1 << 25  # sizes
@@ -103,11 +104,11 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     yield "AO values and weights", place, (positions,)
     ao, weights = jax.jit(place)(positions)
 
-    def density(ao, dm):
-        return jax.lax.map(lambda x: density_and_gradient(dm, x), ao)
+    def density(ao, dm, factor):
+        return jax.lax.map(lambda x: density_and_gradient(Density(dm, root=factor), x), ao)
 
-    yield "density", density, (ao, dm)
-    rho, sigma = (jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1) for x in density(ao, dm))
+    yield "density", density, (ao, dm, factor)
+    rho, sigma = (jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1) for x in density(ao, dm, factor))
 
     def functional(rho, sigma, weights):
         return jax.value_and_grad(
@@ -116,16 +117,16 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
 
     yield "functional", functional, (rho, sigma, weights)
 
-    def potential(positions, ao, weights, dm):
+    def potential(positions, ao, weights, dm, factor):
         xc = eqx.tree_at(
             lambda xc: (xc.ao, xc.weights),
             method._xc(positions),
             (ao, weights),
             is_leaf=lambda x: x is None,
         )
-        return xc.energy_and_fock(dm)
+        return xc.energy_and_fock(dm, factor)
 
-    yield "XC energy and matrix", potential, (positions, ao, weights, dm)
+    yield "XC energy and matrix", potential, (positions, ao, weights, dm, factor)
 
     def given(positions, factor):
         return method._xc(positions).energy_of_orbitals(factor)

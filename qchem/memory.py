@@ -75,7 +75,7 @@ def _of_energy(method, nocc, itemsize):
         sizes["rows of them, unpacked"] = nao * packed + nao**3
     sizes["orbitals and their history"] = nspin * nao**2 * (3 * _HISTORY + 12) + 8 * nao**2
     stored = _grid_values(method) // (2 if mixed else 1)
-    if _kept(method, itemsize * stored):
+    if method.functional.ingredients == "mgga" and _kept(method, itemsize * stored):
         sizes["values on the grid"] = stored
     return sizes | {"a chunk of points": _chunk(method)}
 

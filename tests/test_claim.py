@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.claim import ARMS, Options, finished
-from benchmarks.claim_plot import draw
+from benchmarks.claim_plot import draw, tables
 from benchmarks.claim_run import error_at
 
 CURVE = [
-    {"time_s": 0.0, "evaluations": 0, "near_error": 1e-1, "far_error": None},
-    {"time_s": 2.0, "evaluations": 40, "near_error": 1e-3, "far_error": 2e-2},
-    {"time_s": 4.0, "evaluations": 90, "near_error": 1e-5, "far_error": 1e-4},
+    {"time_s": 0.0, "evaluations": 0, "steps": 0, "near_error": 1e-1, "far_error": None},
+    {"time_s": 2.0, "evaluations": 40, "steps": 4, "near_error": 1e-3, "far_error": 2e-2},
+    {"time_s": 4.0, "evaluations": 90, "steps": 9, "near_error": 1e-5, "far_error": 1e-4},
 ]
 
 
@@ -38,6 +38,18 @@ def test_finished_rows_are_those_with_the_same_settings(options):
 
 def test_errors_at_equal_evaluations_are_of_no_later_model(options):
     assert error_at(CURVE, options, "near_error") == 1e-3
+
+
+def test_tables_of_results(options):
+    """One arm was stopped early: the others are compared with it where they had as many."""
+    runs = json.loads(options.out.read_text())
+    short = runs[0]["rows"][0]
+    short["curve"] = [*CURVE[:2], CURVE[2] | {"evaluations": 60, "near_error": 1e-4}]
+    options.out.write_text(json.dumps(runs))
+    lines = [line.split("|") for line in tables(options.out).splitlines() if "from" in line]
+    assert lines[0][3] == " 10, 1e+02 "
+    # 60 is half way from 40 to 90 in logarithms, and 1e-4 half way from 1e-3 to 1e-5.
+    assert lines[1][5] == " 1e+02, 1e+02 "
 
 
 def test_a_picture_of_results(options, tmp_path):

@@ -50,7 +50,7 @@ TwoElectron = Literal["exact", "df"]
 _CHUNK = {"cpu": 240, "other": 4096}  # grid points: on a CPU what its caches hold, and rows of
 # arrays not a power of two apart, which would share the same few places in them
 NONLOCAL_LEVEL = 3  # grid of VV10
-STORED_BYTES = 2 << 30  # of exact integrals, and of AO values, kept for all cycles
+STORED_BYTES = 2 << 30  # of integrals, and of AO values of meta-GGAs, kept for all cycles
 
 
 _product = partial(jnp.matmul, precision="highest")
@@ -102,7 +102,7 @@ class Hamiltonian(eqx.Module):
         """`energies`, and the Fock matrix as in `energy_and_fock`, hartree."""
         energies, fock = self._without_xc(factor)
         if self.xc is not None:
-            energies["xc"], of_xc = self.xc.energy_and_fock(density_matrix(factor))
+            energies["xc"], of_xc = self.xc.energy_and_fock(density_matrix(factor), factor)
             fock = fock + of_xc
         return energies, fock
 
@@ -194,9 +194,10 @@ class Method(eqx.Module):
                 with the dipole moment about the origin of the coordinates.
             charge: Of the molecule, for a dispersion correction that depends on it.
             chunk: Grid points held at once; by default what suits the device.
-            stored_bytes: Exact integrals, and AO values on the grid, are kept for all cycles
-                where either takes no more than this; else they are made again in each. Of each
-                device, but of all cores together.
+            stored_bytes: Exact integrals, (ab|P) of functionals without exact exchange, and AO
+                values of meta-GGAs on the grid are kept for all cycles where each takes no more
+                than this; else they are made again in each. Of each device, but of all cores
+                together.
             precision: "mixed" keeps fitted integrals and AO values, and multiplies both, in
                 float32, for positions in float64; see docs/precision.md.
         """
@@ -402,6 +403,8 @@ class Method(eqx.Module):
 
     def _xc(self, positions, stored_bytes=0):
         parts = []
+        if self.functional.ingredients != "mgga":
+            stored_bytes = 0
         if self.grid is not None:
             how = {
                 "chunk": self.npoint,

@@ -33,12 +33,14 @@ class Formula(NamedTuple):
 class Density(NamedTuple):
     """A density matrix, or orbitals whose products are one, in the order of `ao_of_row`.
 
-    Orbitals may come as two factors: see `qchem.scf.orbitals.held_and_turn`.
+    Orbitals may come as two factors: see `qchem.scf.orbitals.held_and_turn`. A matrix may come with
+    a `root` C, constant to derivatives, of which it is C C^T: see `applied`.
     """
 
     matrix: Float[Array, "nspin nao nao"] | None = None
     orbitals: Float[Array, "nspin nao nocc"] | None = None
     turn: Float[Array, "nspin nocc nocc"] | None = None
+    root: Float[Array, "nspin nao nocc"] | None = None
 
     @property
     def nspin(self) -> int:
@@ -59,24 +61,31 @@ class Density(NamedTuple):
     def change(self, dots: "Density") -> tuple[Array | None, bool]:
         """What of the matrix or of the orbitals, turned, a tangent is; whether that is a change
         dC = C x of orbitals, given by x, as their second factor moves alone."""
+        dots = dots._replace(root=None)
         moves = [not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)]
         if not any(moves):
             return None, False
         if moves == [False, True]:
             return triangular_quotient(self.turn, dots.turn), True
-        _, dots = jvp_of_moving(lambda density: density.turned(), (self,), (dots,))
+        bare = self._replace(root=None)
+        _, dots = jvp_of_moving(lambda density: density.turned(), (bare,), (dots,))
         return jax.tree.leaves(dots)[0], False
 
     def in_columns(
         self, order: Int[Array | np.ndarray, " nao"], scale: Float[Array, " nao"] | None
     ) -> "Density":
         """The AOs in another order, and times factors."""
+
+        def rows(x):
+            x = x[:, order]
+            return x if scale is None else x * scale[None, :, None]
+
         if self.orbitals is not None:
-            orbitals = self.orbitals[:, order]
-            orbitals = orbitals if scale is None else orbitals * scale[None, :, None]
-            return self._replace(orbitals=orbitals)
+            return self._replace(orbitals=rows(self.orbitals))
         matrix = self.matrix[:, order[:, None], order[None, :]]
-        return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
+        if scale is not None:
+            matrix = matrix * (scale[:, None] * scale[None])[None]
+        return Density(matrix, root=None if self.root is None else rows(self.root))
 
     def scattered(self, x: Array, rows: Int[Array, " nrow"] | None) -> Array:
         """An array of the form of these AOs from one of some of them, zero for the others."""
@@ -90,7 +99,8 @@ class Density(NamedTuple):
     def reduced(self, spin: int, x: Array) -> Array:
         """C^T x of orbitals, of which there are few; D x of a matrix."""
         if self.orbitals is None:
-            return _dot(self.matrix[spin].astype(x.dtype), x)
+            root = None if self.root is None else self.root[spin]
+            return applied(self.matrix[spin], root, x)
         return _dot(self.orbitals[spin].T.astype(x.dtype), x)
 
     def completed(self, spin: int, reduced: Array) -> Array:
@@ -360,6 +370,41 @@ def _stacked(found, dtype):
 def _sum_rows(parts):
     """The sum of all rows of all parts, as one row; a product is quicker than a sum."""
     return sum(_dot(jnp.ones((1, len(x)), x.dtype), x) for x in parts)
+
+
+def applied(
+    matrix: Float[Array, "nao nao"],
+    root: Float[Array, "nao nocc"] | None,
+    x: Float[Array, "nao npoint"],
+) -> Float[Array, "nao npoint"]:
+    """matrix x, by way of its root C, with C C^T the matrix, where that takes fewer operations.
+
+    Derivatives are those of the product of matrix and x: the root is to be constant.
+    """
+    matrix = matrix.astype(x.dtype)
+    if root is None or 2 * root.shape[1] >= root.shape[0]:
+        return _dot(matrix, x)
+    return _by_way_of_root(matrix, root.astype(x.dtype), x)
+
+
+@jax.custom_jvp
+def _by_way_of_root(matrix, root, x):
+    return _dot(root, _dot(root.T, x))
+
+
+def _by_way_of_root_jvp(primals, tangents):
+    matrix, root, x = primals
+    dmatrix, _, dx = tangents
+    value = _by_way_of_root(matrix, root, x)
+    tangent = jnp.zeros_like(value)
+    if not isinstance(dmatrix, SymbolicZero):
+        tangent = tangent + _dot(dmatrix, x)
+    if not isinstance(dx, SymbolicZero):
+        tangent = tangent + _by_way_of_root(matrix, root, dx)
+    return value, tangent
+
+
+_by_way_of_root.defjvp(_by_way_of_root_jvp, symbolic_zeros=True)
 
 
 def _dot(a, b):

@@ -83,7 +83,7 @@ class NonlocalCorrelation(eqx.Module):
         def of_chunk(part):
             points, weights = Grid(part, adjustment).place(positions)
             ao = evaluate_rows(basis, positions, points, 1, fence=part.atom[0] >= 0)
-            rho, sigma = density_and_gradient(total, ao)
+            rho, sigma = density_and_gradient(Density(total), ao)
             return points, weights, rho[0], sigma[0]
 
         points, *rows = map(share.whole, jax.lax.map(of_chunk, chunks))
@@ -100,9 +100,11 @@ class NonlocalCorrelation(eqx.Module):
         return self.energy(Density(orbitals=orbitals, turn=turn).as_matrix())
 
     def energy_and_fock(
-        self, dm: Float[Array, "nspin nao nao"]
+        self,
+        dm: Float[Array, "nspin nao nao"],
+        factor: Float[Array, "nspin nao nocc"] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
-        """Energy, hartree, and its symmetric derivative dE/d(dm)."""
+        """Energy, hartree, and its symmetric derivative dE/d(dm); `factor` is not needed."""
         return jax.value_and_grad(self.energy)(dm)
 
 
@@ -124,10 +126,13 @@ class SummedXC(eqx.Module):
         return sum(part.energy_of_orbitals(orbitals, turn) for part in self.parts)
 
     def energy_and_fock(
-        self, dm: Float[Array, "nspin nao nao"]
+        self,
+        dm: Float[Array, "nspin nao nao"],
+        factor: Float[Array, "nspin nao nocc"] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
-        """Energy, hartree, and its symmetric derivative dE/d(dm)."""
-        energies, focks = zip(*(part.energy_and_fock(dm) for part in self.parts), strict=True)
+        """Energy, hartree, and its symmetric derivative dE/d(dm), as `GridXC.energy_and_fock`."""
+        parts = [part.energy_and_fock(dm, factor) for part in self.parts]
+        energies, focks = zip(*parts, strict=True)
         return sum(energies), sum(focks)
 
 

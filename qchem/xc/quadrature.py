@@ -71,9 +71,10 @@ class GridXC(eqx.Module):
 
         Args:
             chunk: How many points are held at once.
-            storage_bytes: AO values are stored if all of a device fit. That spares most of the
-                time of repeated use at one geometry. Derivatives in positions are the same either
-                way, but with stored values they take several times that memory.
+            storage_bytes: AO values are stored if all of a device fit. That spares meta-GGAs most
+                of the time of repeated use at one geometry; LDAs and GGAs, whose values are made
+                shell by shell where they are used, next to nothing. Derivatives in positions are
+                the same either way, but with stored values they take several times that memory.
             ao_dtype: By default that of the positions.
             mesh: Devices that share the points, along an axis called "molecule".
             rows: Of the basis; needed where its arrays are traced, for padding not to count.
@@ -109,7 +110,7 @@ class GridXC(eqx.Module):
         Args:
             dm: The total density matrix, or alpha and beta.
         """
-        return self._energy(Density(matrix=(dm + jnp.swapaxes(dm, -1, -2)) / 2))
+        return self._energy(Density(_symmetric(dm)))
 
     def energy_of_orbitals(
         self,
@@ -131,9 +132,9 @@ class GridXC(eqx.Module):
         if rung != "mgga" and self.ao is None:
             return self._energy_of_rows(density)
 
-        def term(functional, dm, ao, weights):
-            rho, sigma = density_and_gradient(dm, ao)
-            tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
+        def term(functional, density, ao, weights):
+            rho, sigma = density_and_gradient(density, ao)
+            tau = kinetic_energy_density(density, ao) if rung == "mgga" else None
             values = jax.checkpoint(lambda *x: functional.energy_density(*x))  # hashable
             values = standing(ao[0][0, 0] != jnp.inf, values, rho, sigma, tau)  # NaN goes on
             return jnp.vdot(weights, values, precision="highest")
@@ -163,38 +164,46 @@ class GridXC(eqx.Module):
         return density.in_columns(ao_of_row(self.basis), scale)
 
     def energy_and_fock(
-        self, dm: Float[Array, "nspin nao nao"]
+        self,
+        dm: Float[Array, "nspin nao nao"],
+        factor: Float[Array, "nspin nao nocc"] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
-        """Energy, hartree, and its symmetric derivative dE/d(dm)."""
-        return jax.value_and_grad(self.energy)(dm)
+        """Energy, hartree, and its symmetric derivative dE/d(dm).
+
+        Args:
+            dm: As for `energy`.
+            factor: If dm = factor factor^T with few columns, this spares operations.
+        """
+        root = None if factor is None else jax.lax.stop_gradient(factor)
+        return jax.value_and_grad(lambda dm: self._energy(Density(_symmetric(dm), root=root)))(dm)
 
     def nelectron(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """The integral of the density: how far the grid is from exact, in electrons."""
 
-        def term(_, dm, ao, weights):
-            rho, _ = density_and_gradient(dm, ao[:1])
+        def term(_, density, ao, weights):
+            rho, _ = density_and_gradient(density, ao[:1])
             return jnp.vdot(weights, jnp.sum(rho, axis=0), precision="highest")
 
-        return self._integrate(term, Density(matrix=dm))
+        return self._integrate(term, Density(_symmetric(dm)))
 
     def _integrate(self, term, density):
-        dm = self._in_rows(density).as_matrix()
-        dm = (dm + jnp.swapaxes(dm, -1, -2)) / 2
+        density = self._in_rows(density)
+        density = Density(density.as_matrix(), root=density.root)
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
         def stored(params, values):
-            learned, dm = params
-            return term(eqx.combine(learned, fixed), dm, *values)
+            learned, density = params
+            return term(eqx.combine(learned, fixed), density, *values)
 
         def recomputed(params, part):
-            learned, dm, placement = params
-            return term(eqx.combine(learned, fixed), dm, *self._values(placement, part))
+            learned, density, placement = params
+            return term(eqx.combine(learned, fixed), density, *self._values(placement, part))
 
         if self.ao is not None:
-            return self._sum(stored, (learned, dm), (self.ao, self.weights))
+            return self._sum(stored, (learned, density), (self.ao, self.weights))
         placement = (self.positions, self.basis, self.adjustment)
-        return self._sum(recomputed, (learned, dm, placement), self.points)
+        return self._sum(recomputed, (learned, density, placement), self.points)
 
     def _sum(self, f, params, chunks):
         share = Share.of(self.mesh)
@@ -245,29 +254,34 @@ def _xc_potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
 
 
 def density_and_gradient(
-    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
+    density: Density, ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
-    """rho and, where AO gradients are given, sigma, as functionals take them; dtype of `dm`."""
-    half = [jnp.dot(d.astype(ao[0].dtype), ao[0], precision="highest") for d in dm]
-    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dm.dtype)
+    """rho and, where AO gradients are given, sigma of a density matrix, as functionals take them;
+    in its dtype."""
+    dtype = density.matrix.dtype
+    half = [density.reduced(spin, ao[0]) for spin in range(density.nspin)]
+    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dtype)
     if len(ao) == 1:
         return rho, None
-    gradient = [[2 * _sum_of_products(x, h).astype(dm.dtype) for x in ao[1:]] for h in half]
-    pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
+    gradient = [[2 * _sum_of_products(x, h).astype(dtype) for x in ao[1:]] for h in half]
+    pairs = [(i, j) for i in range(len(half)) for j in range(i, len(half))]
     sigma = [sum(a * b for a, b in zip(gradient[i], gradient[j])) for i, j in pairs]
     return rho, jnp.stack(sigma)
 
 
 def kinetic_energy_density(
-    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
+    density: Density, ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> Float[Array, "nspin npoint"]:
-    """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
+    """tau = ½ Σ_mn dm_mn grad m · grad n of each row of a density matrix, hartree/bohr³."""
     taus = []
-    for d in dm:
-        d = d.astype(ao[0].dtype)
-        terms = [_sum_of_products(x, jnp.dot(d, x, precision="highest")) for x in ao[1:]]
+    for spin in range(density.nspin):
+        terms = [_sum_of_products(x, density.reduced(spin, x)) for x in ao[1:]]
         taus.append(sum(terms) / 2)
-    return jnp.stack(taus).astype(dm.dtype)
+    return jnp.stack(taus).astype(density.matrix.dtype)
+
+
+def _symmetric(dm):
+    return (dm + jnp.swapaxes(dm, -1, -2)) / 2
 
 
 def _sum_of_products(a, b):
