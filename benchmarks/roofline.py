@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +32,7 @@ from qchem.integrals.tiles import blocks_of
 from qchem.integrals.two_electron import _tile_indices, _tiles, coulomb_4c
 from qchem.jk import PackedJK
 from qchem.xc.chunk import Density
-from qchem.xc.quadrature import density_and_gradient
+from qchem.xc.quadrature import GridXC, density_and_gradient
 
 GEMM, STREAM = 2048, 1 << 25  # sizes
 
@@ -98,17 +97,18 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
         yield "K, exact", lambda jk, factor: jk.exchange(factor), (packed, factor)
 
     def place(positions):
-        xc = method._xc(positions, 1 << 40)
+        how = {"chunk": method.npoint, "storage_bytes": 1 << 40, "rows": method.rows}
+        xc = GridXC(method.functional, method.basis, method.grid, positions, **how)
         return xc.ao, xc.weights
 
     yield "AO values and weights", place, (positions,)
     ao, weights = jax.jit(place)(positions)
 
-    def density(ao, dm, factor):
-        return jax.lax.map(lambda x: density_and_gradient(Density(dm, root=factor), x), ao)
+    def density(ao, dm):
+        return jax.lax.map(lambda x: density_and_gradient(Density(dm), x), ao)
 
-    yield "density", density, (ao, dm, factor)
-    rho, sigma = (jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1) for x in density(ao, dm, factor))
+    yield "density", density, (ao, dm)
+    rho, sigma = (jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1) for x in density(ao, dm))
 
     def functional(rho, sigma, weights):
         return jax.value_and_grad(
@@ -117,16 +117,10 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
 
     yield "functional", functional, (rho, sigma, weights)
 
-    def potential(positions, ao, weights, dm, factor):
-        xc = eqx.tree_at(
-            lambda xc: (xc.ao, xc.weights),
-            method._xc(positions),
-            (ao, weights),
-            is_leaf=lambda x: x is None,
-        )
-        return xc.energy_and_fock(dm, factor)
+    def potential(positions, dm, factor):
+        return method._xc(positions).energy_and_fock(dm, factor)
 
-    yield "XC energy and matrix", potential, (positions, ao, weights, dm, factor)
+    yield "XC energy and matrix", potential, (positions, dm, factor)
 
     def given(positions, factor):
         return method._xc(positions).energy_of_orbitals(factor)

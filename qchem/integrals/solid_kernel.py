@@ -307,8 +307,10 @@ def _weighted_jvp(sides, primals, tangents):
         tangent = tangent + jnp.vdot(slope, dcoefficient, precision="highest")
     moving = [not isinstance(x, SymbolicZero) for x in (dcenter, dket_center)]
     if any(moving):
-        charges = coefficient.reshape(*weight.shape[:2], -1)
-        charges = jnp.einsum("rfp,rfj->rpj", charges, weight, precision="highest")
+        # Turned first, as a product with what is turned is made by slower code.
+        turned = lambda x: jnp.swapaxes(x.reshape(*weight.shape[:2], -1), 1, 2)  # noqa: E731
+        charges = standing(~(width[0, 0] < 0), turned, coefficient)
+        charges = jnp.matmul(charges, weight, precision="highest")
         charges = charges.reshape(nrow, nprim, npower, -1)
         charges, every = (jax.lax.split(x, [1] * x.shape[2], 2) for x in (charges, every))
         for axis in range(3):

@@ -5,6 +5,7 @@ sums over the rows of shells (qchem/basis/rows.py).
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -33,14 +34,14 @@ class Formula(NamedTuple):
 class Density(NamedTuple):
     """A density matrix, or orbitals whose products are one, in the order of `ao_of_row`.
 
-    Orbitals may come as two factors: see `qchem.scf.orbitals.held_and_turn`. A matrix may come with
-    a `root` C, constant to derivatives, of which it is C C^T: see `applied`.
+    Orbitals may come as two factors: see `qchem.scf.orbitals.held_and_turn`; or with their
+    transpose, as products with it take longer where it is made in a loop.
     """
 
     matrix: Float[Array, "nspin nao nao"] | None = None
     orbitals: Float[Array, "nspin nao nocc"] | None = None
     turn: Float[Array, "nspin nocc nocc"] | None = None
-    root: Float[Array, "nspin nao nocc"] | None = None
+    transpose: Float[Array, "nspin nocc nao"] | None = None
 
     @property
     def nspin(self) -> int:
@@ -51,7 +52,12 @@ class Density(NamedTuple):
         """With orbitals in one factor."""
         if self.turn is None:
             return self
-        return Density(orbitals=jnp.matmul(self.orbitals, self.turn, precision="highest"))
+        orbitals = jnp.matmul(self.orbitals, self.turn, precision="highest")
+        if self.transpose is None:
+            return Density(orbitals=orbitals)
+        turn = jnp.swapaxes(self.turn, 1, 2)
+        across = jnp.matmul(turn, self.transpose, precision="highest")
+        return Density(orbitals=orbitals, transpose=across)
 
     def as_matrix(self) -> Float[Array, "nspin nao nao"]:
         """The density matrix."""
@@ -61,31 +67,26 @@ class Density(NamedTuple):
     def change(self, dots: "Density") -> tuple[Array | None, bool]:
         """What of the matrix or of the orbitals, turned, a tangent is; whether that is a change
         dC = C x of orbitals, given by x, as their second factor moves alone."""
-        dots = dots._replace(root=None)
+        density, dots = (x._replace(transpose=None) for x in (self, dots))
         moves = [not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)]
         if not any(moves):
             return None, False
         if moves == [False, True]:
             return triangular_quotient(self.turn, dots.turn), True
-        bare = self._replace(root=None)
-        _, dots = jvp_of_moving(lambda density: density.turned(), (bare,), (dots,))
+        _, dots = jvp_of_moving(lambda density: density.turned(), (density,), (dots,))
         return jax.tree.leaves(dots)[0], False
 
     def in_columns(
         self, order: Int[Array | np.ndarray, " nao"], scale: Float[Array, " nao"] | None
     ) -> "Density":
         """The AOs in another order, and times factors."""
-
-        def rows(x):
-            x = x[:, order]
-            return x if scale is None else x * scale[None, :, None]
-
         if self.orbitals is not None:
-            return self._replace(orbitals=rows(self.orbitals))
+            orbitals = self.orbitals[:, order]
+            orbitals = orbitals if scale is None else orbitals * scale[None, :, None]
+            across = None if self.transpose is None else jnp.swapaxes(orbitals, 1, 2)
+            return self._replace(orbitals=orbitals, transpose=across)
         matrix = self.matrix[:, order[:, None], order[None, :]]
-        if scale is not None:
-            matrix = matrix * (scale[:, None] * scale[None])[None]
-        return Density(matrix, root=None if self.root is None else rows(self.root))
+        return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
 
     def scattered(self, x: Array, rows: Int[Array, " nrow"] | None) -> Array:
         """An array of the form of these AOs from one of some of them, zero for the others."""
@@ -99,9 +100,9 @@ class Density(NamedTuple):
     def reduced(self, spin: int, x: Array) -> Array:
         """C^T x of orbitals, of which there are few; D x of a matrix."""
         if self.orbitals is None:
-            root = None if self.root is None else self.root[spin]
-            return applied(self.matrix[spin], root, x)
-        return _dot(self.orbitals[spin].T.astype(x.dtype), x)
+            return _dot(self.matrix[spin].astype(x.dtype), x)
+        across = self.orbitals[spin].T if self.transpose is None else self.transpose[spin]
+        return _dot(across.astype(x.dtype), x)
 
     def completed(self, spin: int, reduced: Array) -> Array:
         """D x of `reduced` x."""
@@ -121,8 +122,7 @@ class Density(NamedTuple):
             reduced: That of a x + y.
         """
         if self.orbitals is None:
-            half = 0.5 * a * x if y is None else 0.5 * a * x + y
-            slope = jnp.einsum("mp,np->mn", x, half, precision="highest")
+            slope = half_slope(x, a, y)
             return slope + slope.T
         pairs = [(x, reduced)] if y is None else [(x, reduced), (y, reduced_x)]
         return 2 * sum(jnp.einsum("mp,ip->mi", *pair, precision="highest") for pair in pairs)
@@ -164,17 +164,7 @@ def energy_of_chunk(
         learned, density, placement, part: All that may be differentiated.
     """
 
-    def over_shells(function, density, placement, part, more):
-        """The function of a chunk, of the part of the density and of that part's rows."""
-
-        def of_shells(shells):
-            chunk = _Chunk(placement, part, ao_dtype, shells, formula, more)
-            own = density if shells.rows is None else density.in_columns(shells.rows, None)
-            return function(chunk, own, shells.rows)
-
-        positions, basis, _, reach = placement
-        points = positions[part.atom] + part.offsets.astype(positions.dtype)
-        return over_reaching(of_shells, basis, depths, reach, positions, points)
+    over_shells = partial(_over_shells, formula, ao_dtype, depths)
 
     def plain(learned, density, *where):
         energy = lambda chunk, own, _: chunk.energy(learned, own.turned())  # noqa: E731
@@ -192,7 +182,8 @@ def energy_of_chunk(
         moved = moving(along) > 0
 
         def energy_and_slopes(chunk, own, rows):
-            value, slope, by_place = chunk.energy_and_slopes(learned, own.turned(), within, moved)
+            by = "turn" if within else "density"
+            value, slope, by_place = chunk.energy_and_slopes(learned, own.turned(), moved, by)
             return value, slope if within else density.scattered(slope, rows), by_place
 
         value, slope, by_place = over_shells(energy_and_slopes, density, *where, int(moved))
@@ -206,6 +197,45 @@ def energy_of_chunk(
     energy = jax.custom_jvp(plain)
     energy.defjvp(rule, symbolic_zeros=True)
     return energy(learned, density, placement, part)
+
+
+def energy_and_half_fock_of_chunk(
+    formula: Formula,
+    ao_dtype: jnp.dtype,
+    depths: Depths,
+    learned: object,
+    density: Density,
+    placement: Placement,
+    part: GridPoints,
+) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
+    """`energy_of_chunk` of orbitals, and a matrix whose sum with its transpose is dE/dD.
+
+    Written out, as the density comes from few orbitals: a derivative in D of a formula in D would
+    need products with D.
+    """
+
+    def of_shells(chunk, own, rows):
+        energy, slope, _ = chunk.energy_and_slopes(learned, own, moved=False, by="half matrix")
+        if rows is not None:
+            nao = density.orbitals.shape[1]
+            empty = jnp.zeros((len(slope), nao, nao), slope.dtype)
+            slope = empty.at[:, rows[:, None], rows[None]].set(slope, unique_indices=True)
+        return energy, slope
+
+    return _over_shells(formula, ao_dtype, depths, of_shells, density, placement, part, 0)
+
+
+def _over_shells(formula, ao_dtype, depths, function, density, placement, part, more):
+    """The function of a chunk, of the part of the density and of that part's rows."""
+
+    def of_shells(shells):
+        chunk = _Chunk(placement, part, ao_dtype, shells, formula, more)
+        own = density if shells.rows is None else density.in_columns(shells.rows, None)
+        return function(chunk, own, shells.rows)
+
+    positions, basis, _, reach = placement
+    points = positions[part.atom] + part.offsets.astype(positions.dtype)
+    return over_reaching(of_shells, basis, depths, reach, positions, points)
 
 
 class _Chunk:
@@ -271,9 +301,9 @@ class _Chunk:
             sigma = jnp.stack([sum(g[i][k] * g[j][k] for k in range(3)) for i, j in pairs])
         return self.formula.function(learned, rho, sigma)
 
-    def energy_and_slopes(self, learned, density, within, moved):
-        """Energy, and derivatives by the density, or by x of dC = C x if `within`, and, if `moved`,
-        by positions."""
+    def energy_and_slopes(self, learned, density, moved, by):
+        """Energy, and derivatives by the density's own matrix, by x of dC = C x ("turn") or by D
+        without the transpose ("half matrix"); and, if `moved`, by positions."""
         positions = self.placement.positions
         if moved:
             (points, weights), of_place = jax.vjp(self.place, positions)
@@ -305,11 +335,14 @@ class _Chunk:
             if b is not None:
                 pairs = zip(rows, self.placement.basis.batches, strict=True)
                 columns = [c for r, batch in pairs for c in r.columns_along(b, along[batch.atom])]
-                y = jnp.concatenate(columns)
+                y = standing(self.fence, lambda *x: jnp.concatenate(x), *columns)
                 inner_of_y = density.reduced(spin, y)
                 outer = outer + inner_of_y
-            ends = (inner, inner_of_y) if within else (phi, y)
-            by_density.append(density.slope(ends[0], inner, a, ends[1], outer))
+            if by == "half matrix":
+                by_density.append(half_slope(phi, a, y))
+            else:
+                x, of_y = (inner, inner_of_y) if by == "turn" else (phi, y)
+                by_density.append(density.slope(x, inner, a, of_y, outer))
             if moved:
                 w = density.completed(spin, outer)
                 pull = self._pull(apart, rows, of_density[2], w, b, along)
@@ -349,6 +382,14 @@ class _Chunk:
         return pull
 
 
+def half_slope(
+    x: Float[Array, "nao npoint"], a: Float[Array, "1 npoint"], y: Float[Array, "nao npoint"] | None
+) -> Float[Array, "nao nao"]:
+    """sum_p x (a x / 2 + y)^T; y is zero if left out."""
+    half = 0.5 * a * x if y is None else 0.5 * a * x + y
+    return jnp.einsum("mp,np->mn", x, half, precision="highest")
+
+
 def _contracted(rows, x):
     """Sums over the functions of each shell, as polynomials."""
     ends = list(accumulate(batch.size for batch in rows))
@@ -370,41 +411,6 @@ def _stacked(found, dtype):
 def _sum_rows(parts):
     """The sum of all rows of all parts, as one row; a product is quicker than a sum."""
     return sum(_dot(jnp.ones((1, len(x)), x.dtype), x) for x in parts)
-
-
-def applied(
-    matrix: Float[Array, "nao nao"],
-    root: Float[Array, "nao nocc"] | None,
-    x: Float[Array, "nao npoint"],
-) -> Float[Array, "nao npoint"]:
-    """matrix x, by way of its root C, with C C^T the matrix, where that takes fewer operations.
-
-    Derivatives are those of the product of matrix and x: the root is to be constant.
-    """
-    matrix = matrix.astype(x.dtype)
-    if root is None or 2 * root.shape[1] >= root.shape[0]:
-        return _dot(matrix, x)
-    return _by_way_of_root(matrix, root.astype(x.dtype), x)
-
-
-@jax.custom_jvp
-def _by_way_of_root(matrix, root, x):
-    return _dot(root, _dot(root.T, x))
-
-
-def _by_way_of_root_jvp(primals, tangents):
-    matrix, root, x = primals
-    dmatrix, _, dx = tangents
-    value = _by_way_of_root(matrix, root, x)
-    tangent = jnp.zeros_like(value)
-    if not isinstance(dmatrix, SymbolicZero):
-        tangent = tangent + _dot(dmatrix, x)
-    if not isinstance(dx, SymbolicZero):
-        tangent = tangent + _by_way_of_root(matrix, root, dx)
-    return value, tangent
-
-
-_by_way_of_root.defjvp(_by_way_of_root_jvp, symbolic_zeros=True)
 
 
 def _dot(a, b):

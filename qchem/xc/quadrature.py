@@ -19,7 +19,13 @@ from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
-from .chunk import Density, Formula, Placement, energy_of_chunk
+from .chunk import (
+    Density,
+    Formula,
+    Placement,
+    energy_and_half_fock_of_chunk,
+    energy_of_chunk,
+)
 from .learned import AnyFunctional
 
 _AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
@@ -123,13 +129,14 @@ class GridXC(eqx.Module):
             turn: Upper triangular; the unit matrix if left out. Where it alone moves, derivatives
                 cost less.
         """
-        return self._energy(Density(orbitals=orbitals, turn=turn))
+        across = jnp.swapaxes(orbitals, 1, 2)
+        return self._energy(Density(orbitals=orbitals, turn=turn, transpose=across))
 
     def _energy(self, density):
         rung = self.functional.ingredients
         if rung == "none":
             return jnp.zeros((), self.positions.dtype)
-        if rung != "mgga" and self.ao is None:
+        if self._by_rows:
             return self._energy_of_rows(density)
 
         def term(functional, density, ao, weights):
@@ -141,27 +148,64 @@ class GridXC(eqx.Module):
 
         return self._integrate(term, density)
 
+    @property
+    def _by_rows(self):
+        """Whether sums over the rows of shells are written out."""
+        return self.functional.ingredients in ("lda", "gga") and self.ao is None
+
     def _energy_of_rows(self, density):
+        of_chunk, learned, placement = self._rows_of(energy_of_chunk)
+        return self._sum(of_chunk, (learned, self._in_rows(density), placement), self.points)
+
+    def _energy_and_fock_of_rows(self, factor):
+        of_chunk, learned, placement = self._rows_of(energy_and_half_fock_of_chunk)
+        across = jnp.swapaxes(factor, 1, 2)
+        density = self._in_rows(Density(orbitals=factor, transpose=across))
+        share, shape = Share.of(self.mesh), (*factor.shape[:2], factor.shape[1])
+
+        def total(params, chunks):
+            @jax.checkpoint
+            def step(sums, part):
+                return jax.tree.map(jnp.add, sums, of_chunk(params, part)), None
+
+            zero = jnp.zeros((), self.positions.dtype), jnp.zeros(shape, self.positions.dtype)
+            return jax.tree.map(share.total, jax.lax.scan(step, zero, chunks)[0])
+
+        chunks = jax.tree.map(jnp.asarray, self.points)
+        energy, half = self._spread(total, P())((learned, density, placement), chunks)
+        scale = self._rounding
+        if scale is not None:
+            half = half * (scale[:, None] * scale[None])[None]
+        aos = jnp.arange(factor.shape[1], dtype=jnp.int32)
+        row = jnp.zeros_like(aos).at[ao_of_row(self.basis)].set(aos, unique_indices=True)
+        half = half[:, row[:, None], row[None]]
+        return energy, half + jnp.swapaxes(half, 1, 2)
+
+    def _rows_of(self, function):
+        """A function of a chunk with what is static filled in, what is learned, the placement."""
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
         def energy_density(learned, *ingredients):
             return eqx.combine(learned, fixed).energy_density(*ingredients, None)
 
         formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
-        density = self._in_rows(density)
         placement = Placement(self.positions, self.basis, self.adjustment, self.reach)
 
         def of_chunk(params, part):
-            return energy_of_chunk(formula, self.ao_dtype, self.depths, *params, part)
+            return function(formula, self.ao_dtype, self.depths, *params, part)
 
-        return self._sum(of_chunk, (learned, density, placement), self.points)
+        return of_chunk, learned, placement
 
     def _in_rows(self, density):
         """The AOs in the order of `ao_of_row`, normalized where their values are rounded."""
-        scale = None
-        if self.ao_dtype != self.positions.dtype:
-            scale = rounding_of_rows(self.basis, self.positions.dtype, self.ao_dtype)
-        return density.in_columns(ao_of_row(self.basis), scale)
+        return density.in_columns(ao_of_row(self.basis), self._rounding)
+
+    @property
+    def _rounding(self):
+        """What brings AOs back to their norm, of each row; None where they are not rounded."""
+        if self.ao_dtype == self.positions.dtype:
+            return None
+        return rounding_of_rows(self.basis, self.positions.dtype, self.ao_dtype)
 
     def energy_and_fock(
         self,
@@ -174,8 +218,10 @@ class GridXC(eqx.Module):
             dm: As for `energy`.
             factor: If dm = factor factor^T with few columns, this spares operations.
         """
-        root = None if factor is None else jax.lax.stop_gradient(factor)
-        return jax.value_and_grad(lambda dm: self._energy(Density(_symmetric(dm), root=root)))(dm)
+        few = factor is not None and 2 * factor.shape[2] < factor.shape[1]
+        if few and self._by_rows:
+            return self._energy_and_fock_of_rows(factor)
+        return jax.value_and_grad(self.energy)(dm)
 
     def nelectron(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """The integral of the density: how far the grid is from exact, in electrons."""
@@ -187,8 +233,7 @@ class GridXC(eqx.Module):
         return self._integrate(term, Density(_symmetric(dm)))
 
     def _integrate(self, term, density):
-        density = self._in_rows(density)
-        density = Density(density.as_matrix(), root=density.root)
+        density = Density(self._in_rows(density).as_matrix())
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
