@@ -164,9 +164,10 @@ class GridXC(eqx.Module):
         share, shape = Share.of(self.mesh), (*factor.shape[:2], factor.shape[1])
 
         def total(params, chunks):
-            @jax.checkpoint
+            again = jax.checkpoint(of_chunk)  # in reverse mode
+
             def step(sums, part):
-                return jax.tree.map(jnp.add, sums, of_chunk(params, part)), None
+                return jax.tree.map(jnp.add, sums, again(params, part)), None
 
             zero = jnp.zeros((), self.positions.dtype), jnp.zeros(shape, self.positions.dtype)
             return jax.tree.map(share.total, jax.lax.scan(step, zero, chunks)[0])
