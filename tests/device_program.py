@@ -82,6 +82,8 @@ def small_method(xc, count, l=0):
 
 def molecule(count, xc="0.3*hf + lda_x", l=0, nspin=1, more=lambda *_: ()):
     """Energy, Fock matrix and derivatives at given orbitals; shapes of what a device holds."""
+    from qchem.xc.quadrature import GridXC
+
     method = small_method(xc, count, l)
     factor = jnp.concatenate([ORBITALS, 0.8 * ORBITALS[:, ::-1]])[:nspin]
 
@@ -89,7 +91,9 @@ def molecule(count, xc="0.3*hf + lda_x", l=0, nspin=1, more=lambda *_: ()):
         hamiltonian, _ = method.hamiltonian(positions)
         energies, fock = hamiltonian.energies_and_fock(factor)
         slopes = jax.value_and_grad(method.energy, (0, 1))(positions, factor)
-        large = hamiltonian.jk, hamiltonian.xc
+        how = {"chunk": 30, "storage_bytes": 1 << 20, "mesh": method.mesh, "rows": method.rows}
+        stored = GridXC(method.functional, method.basis, method.grid, positions, **how)
+        large = hamiltonian.jk, stored
         return (sum(energies.values()), fock, slopes, more(method, positions, factor)), large
 
     values, (jk, xc) = compiled(everything)(POSITIONS, factor)
@@ -142,7 +146,7 @@ def nonlocal_correlation(count):
 
 
 def screened(count, xc="svwn", closer=0.0):
-    """XC energy, and derivatives by positions and orbitals, of fragments in a row.
+    """XC energy, derivatives by positions and orbitals, and Fock matrix of fragments in a row.
 
     With devices, of the molecule filled up with atoms that have no functions, and without the
     shells that do not reach a chunk; else of all shells. Returned beside: how much room each chunk
@@ -182,9 +186,15 @@ def screened(count, xc="svwn", closer=0.0):
     def energy(place, orbitals):
         return integrator(place).energy_of_orbitals(orbitals)
 
+    def everything(place, orbitals):
+        dm = orbitals @ jnp.swapaxes(orbitals, 1, 2)
+        fock = integrator(place).energy_and_fock(dm, orbitals)[1]
+        return *jax.value_and_grad(energy, (0, 1))(place, orbitals), fock
+
     place = jnp.asarray(place)
-    value, slopes = compiled(jax.value_and_grad(energy, (0, 1)))(place, jnp.asarray(orbitals))
+    value, slopes, fock = compiled(everything)(place, jnp.asarray(orbitals))
     values = value, slopes[0][: padded.natom], slopes[1][:, : basis.nao]
+    values = *values, fock[:, : basis.nao, : basis.nao]
     return values, [np.array(needed_room(integrator(place)))] if count else []
 
 

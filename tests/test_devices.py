@@ -90,7 +90,7 @@ def test_shells_left_out_by_devices_of_a_filled_up_molecule(screened, name):
     assert len(needed) % 2 == 0
     for of_device in np.split(needed, 2):  # else nothing is left out, and all this says nothing
         assert np.mean(of_device < 2) > 0.5
-    for n in range(3):
+    for n in range(4):
         found, expected = (screened[f"{name} {count} value {n}"] for count in (2, 0))
         assert found.shape == expected.shape and np.abs(expected).max() > 1e-2
         assert_allclose(found, expected, rtol=0, atol=SCREENED_ATOL)
