@@ -42,7 +42,7 @@ METHODS = {  # basis set, functional
 BUILDS = 22  # of integrals for each sample that the reference keeps: 2 and 2 per transition
 PRINTED = (
     "molecule arm seed steps evaluations time_s near_error near_95 near_estimate far_error "
-    "near_at_evaluations far_at_evaluations trained_per_s kept_per_s"
+    "trained_per_s kept_per_s"
 ).split()
 
 

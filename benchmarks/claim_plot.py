@@ -52,20 +52,16 @@ def tables(results: Path) -> str:
     lines = []
     for family, arms in _curves(results).items():
         ends = [curve[-1]["evaluations"] for curves in arms.values() for curve in curves.values()]
-        lines += [
-            family,
-            "",
-            "| arm | steps | near | far | near, at {0} | far, at {0} |",
-            "|" + 6 * "---|",
-        ]
-        lines[-2] = lines[-2].format(f"{min(ends)} evaluations")
+        at = f"at {min(ends)} evaluations"
+        heading = f"| arm | steps | near | far | near, {at} | far, {at} |"
+        lines += [family, "", heading, "|" + 6 * "---|"]
         for arm, curves in arms.items():
             steps = sorted(curve[-1]["steps"] for curve in curves.values())
             cells = [arm, f"{steps[0]}–{steps[-1]}"]
-            for at in (None, min(ends)):
+            for count in (None, min(ends)):
                 for frames, _ in FRAMES:
                     name = f"{frames}_error"
-                    found = sorted(_at(curve, name, at) for curve in curves.values())
+                    found = sorted(_at(curve, name, count) for curve in curves.values())
                     cells.append(", ".join(f"{1e6 * x:.2g}" for x in found))
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

@@ -164,20 +164,12 @@ def train(
     return {
         "given": arm.given,
         **records[-1],
-        **{
-            f"{k}_at_evaluations": error_at(records, options, f"{k}_error") for k in ("near", "far")
-        },
         "trained_per_s": steps * plan.batch / seconds["step"],
         "kept_per_s": kept / seconds["turn"] if turns else None,
         "acceptance": acceptance,
         "step_size": float(chains.step_size[0]) if turns else None,
         "curve": [_short(record) for record in records],
     }
-
-
-def error_at(records, options, name):
-    """The last error within the number of evaluations that all arms have had."""
-    return [r[name] for r in records if r["evaluations"] <= options.evaluations][-1]
 
 
 def _short(record):

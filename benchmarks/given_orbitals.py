@@ -30,7 +30,6 @@ from benchmarks.measure import configure_jax, device, measure, spread, stopwatch
 from benchmarks.molecules import Name, geometries, molecule
 from benchmarks.reference import Case, pyscf_is_installed
 from benchmarks.report import Report
-from qchem.xc.chunk import Density
 from qchem.xc.quadrature import density_and_gradient
 
 PRINTED = (
@@ -133,7 +132,7 @@ def pipeline(case: Case, factor: np.ndarray, repeats: int) -> dict[str, Any]:
         dm = factor[0] @ factor[0].T
         coulomb = jnp.einsum("abcd,cd->ab", eri, dm)
         exchange = jnp.einsum("acbd,cd->ab", eri, dm)
-        rho, sigma = density_and_gradient(Density(dm[None]), tuple(jnp.swapaxes(ao, 1, 2)))
+        rho, sigma = density_and_gradient(dm[None], tuple(jnp.swapaxes(ao, 1, 2)))
         xc = jnp.vdot(weights, functional.energy_density(rho, sigma, None))
         two = 0.5 * coulomb - 0.25 * functional.exchange_fraction * exchange
         return nuclear + jnp.vdot(hcore + two, dm) + xc

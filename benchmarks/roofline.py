@@ -31,7 +31,6 @@ from qchem.integrals.solid import solid_shells
 from qchem.integrals.tiles import blocks_of
 from qchem.integrals.two_electron import _tile_indices, _tiles, coulomb_4c
 from qchem.jk import PackedJK
-from qchem.xc.chunk import Density
 from qchem.xc.quadrature import GridXC, density_and_gradient
 
 GEMM, STREAM = 2048, 1 << 25  # sizes
@@ -105,7 +104,7 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     ao, weights = jax.jit(place)(positions)
 
     def density(ao, dm):
-        return jax.lax.map(lambda x: density_and_gradient(Density(dm), x), ao)
+        return jax.lax.map(lambda x: density_and_gradient(dm, x), ao)
 
     yield "density", density, (ao, dm)
     rho, sigma = (jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1) for x in density(ao, dm))

@@ -11,9 +11,7 @@ from qchem.atomic_grid import bragg_radii
 
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
-_TOGETHER = (
-    8  # factors of a product that XLA:CPU unrolls; of more it runs over the points one by one
-)
+_TOGETHER = 8  # factors of a product that XLA:CPU unrolls; with more it takes points one by one
 
 
 def border_adjustment(numbers: Sequence[int]) -> Float[np.ndarray, "natom natom"]:

@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.claim import ARMS, Options, finished
 from benchmarks.claim_plot import draw, tables
-from benchmarks.claim_run import error_at
 
 CURVE = [
     {"time_s": 0.0, "evaluations": 0, "steps": 0, "near_error": 1e-1, "far_error": None},
@@ -34,10 +33,6 @@ def test_finished_rows_are_those_with_the_same_settings(options):
     assert not finished(replace(options, seconds=1.0))
     assert not finished(replace(options, molecule="h2o2"))
     assert not finished(replace(options, resume=False))
-
-
-def test_errors_at_equal_evaluations_are_of_no_later_model(options):
-    assert error_at(CURVE, options, "near_error") == 1e-3
 
 
 def test_tables_of_results(options):

@@ -25,10 +25,19 @@ from .screening import over_reaching
 
 
 class Formula(NamedTuple):
-    """An energy density of what is learned, rho and sigma; whether it is a GGA."""
+    """What of an LDA or GGA is no array.
+
+    Attributes:
+        function: Energy density of what is learned, rho and sigma.
+        gradient: Whether it is a GGA.
+        ao_dtype: Of AOs and their products.
+        depths: Of the `RowPlan` that the basis has been ordered by.
+    """
 
     function: Callable[..., Float[Array, " npoint"]]
     gradient: bool
+    ao_dtype: jnp.dtype
+    depths: Depths
 
 
 class Density(NamedTuple):
@@ -81,9 +90,11 @@ class Density(NamedTuple):
     ) -> "Density":
         """The AOs in another order, and times factors."""
         if self.orbitals is not None:
-            orbitals = self.orbitals[:, order]
-            orbitals = orbitals if scale is None else orbitals * scale[None, :, None]
-            across = None if self.transpose is None else jnp.swapaxes(orbitals, 1, 2)
+            orbitals, across = self.orbitals[:, order], self.transpose
+            across = None if across is None else across[:, :, order]
+            if scale is not None:
+                orbitals = orbitals * scale[None, :, None]
+                across = None if across is None else across * scale[None, None]
             return self._replace(orbitals=orbitals, transpose=across)
         matrix = self.matrix[:, order[:, None], order[None, :]]
         return Density(matrix if scale is None else matrix * (scale[:, None] * scale[None])[None])
@@ -138,13 +149,7 @@ class Placement(NamedTuple):
 
 
 def energy_of_chunk(
-    formula: Formula,
-    ao_dtype: jnp.dtype,
-    depths: Depths,
-    learned: object,
-    density: Density,
-    placement: Placement,
-    part: GridPoints,
+    formula: Formula, learned: object, density: Density, placement: Placement, part: GridPoints
 ) -> Float[Array, ""]:
     """Energy of the points of `part`, hartree, as LDA or GGA.
 
@@ -159,12 +164,10 @@ def energy_of_chunk(
 
     Args:
         formula: Of an LDA or GGA.
-        ao_dtype: Of AOs and their products.
-        depths: Of the `RowPlan` that the basis has been ordered by.
         learned, density, placement, part: All that may be differentiated.
     """
 
-    over_shells = partial(_over_shells, formula, ao_dtype, depths)
+    over_shells = partial(_over_shells, formula)
 
     def plain(learned, density, *where):
         energy = lambda chunk, own, _: chunk.energy(learned, own.turned())  # noqa: E731
@@ -200,13 +203,7 @@ def energy_of_chunk(
 
 
 def energy_and_half_fock_of_chunk(
-    formula: Formula,
-    ao_dtype: jnp.dtype,
-    depths: Depths,
-    learned: object,
-    density: Density,
-    placement: Placement,
-    part: GridPoints,
+    formula: Formula, learned: object, density: Density, placement: Placement, part: GridPoints
 ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
     """`energy_of_chunk` of orbitals, and a matrix whose sum with its transpose is dE/dD.
 
@@ -222,28 +219,28 @@ def energy_and_half_fock_of_chunk(
             slope = empty.at[:, rows[:, None], rows[None]].set(slope, unique_indices=True)
         return energy, slope
 
-    return _over_shells(formula, ao_dtype, depths, of_shells, density, placement, part, 0)
+    return _over_shells(formula, of_shells, density, placement, part, 0)
 
 
-def _over_shells(formula, ao_dtype, depths, function, density, placement, part, more):
+def _over_shells(formula, function, density, placement, part, more):
     """The function of a chunk, of the part of the density and of that part's rows."""
 
     def of_shells(shells):
-        chunk = _Chunk(placement, part, ao_dtype, shells, formula, more)
+        chunk = _Chunk(placement, part, shells, formula, more)
         own = density if shells.rows is None else density.in_columns(shells.rows, None)
         return function(chunk, own, shells.rows)
 
     positions, basis, _, reach = placement
     points = positions[part.atom] + part.offsets.astype(positions.dtype)
-    return over_reaching(of_shells, basis, depths, reach, positions, points)
+    return over_reaching(of_shells, basis, formula.depths, reach, positions, points)
 
 
 class _Chunk:
     """Rows of the shells at a chunk's points."""
 
-    def __init__(self, placement, part, dtype, shells, formula, more):
+    def __init__(self, placement, part, shells, formula, more):
         self.depths = shells.depths
-        self.dtype, self.formula = dtype, formula
+        self.dtype, self.formula = formula.ao_dtype, formula
         self.placement, self.fence = placement._replace(basis=shells.basis), part.atom[0] >= 0
         self.place = lambda r: Grid(part, placement.adjustment).place(r)
         self.order = int(formula.gradient) + more

@@ -83,7 +83,7 @@ class NonlocalCorrelation(eqx.Module):
         def of_chunk(part):
             points, weights = Grid(part, adjustment).place(positions)
             ao = evaluate_rows(basis, positions, points, 1, fence=part.atom[0] >= 0)
-            rho, sigma = density_and_gradient(Density(total), ao)
+            rho, sigma = density_and_gradient(total, ao)
             return points, weights, rho[0], sigma[0]
 
         points, *rows = map(share.whole, jax.lax.map(of_chunk, chunks))

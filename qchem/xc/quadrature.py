@@ -19,13 +19,7 @@ from qchem.chunking import chunked_sum
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
-from .chunk import (
-    Density,
-    Formula,
-    Placement,
-    energy_and_half_fock_of_chunk,
-    energy_of_chunk,
-)
+from .chunk import Density, Formula, Placement, energy_and_half_fock_of_chunk, energy_of_chunk
 from .learned import AnyFunctional
 
 _AO_DERIVATIVE = {"none": 0, "lda": 0, "gga": 1, "mgga": 1}
@@ -139,9 +133,9 @@ class GridXC(eqx.Module):
         if self._by_rows:
             return self._energy_of_rows(density)
 
-        def term(functional, density, ao, weights):
-            rho, sigma = density_and_gradient(density, ao)
-            tau = kinetic_energy_density(density, ao) if rung == "mgga" else None
+        def term(functional, dm, ao, weights):
+            rho, sigma = density_and_gradient(dm, ao)
+            tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
             values = jax.checkpoint(lambda *x: functional.energy_density(*x))  # hashable
             values = standing(ao[0][0, 0] != jnp.inf, values, rho, sigma, tau)  # NaN goes on
             return jnp.vdot(weights, values, precision="highest")
@@ -189,13 +183,11 @@ class GridXC(eqx.Module):
         def energy_density(learned, *ingredients):
             return eqx.combine(learned, fixed).energy_density(*ingredients, None)
 
-        formula = Formula(energy_density, _AO_DERIVATIVE[self.functional.ingredients] > 0)
+        gradient = _AO_DERIVATIVE[self.functional.ingredients] > 0
+        formula = Formula(energy_density, gradient, self.ao_dtype, self.depths)
         placement = Placement(self.positions, self.basis, self.adjustment, self.reach)
 
-        def of_chunk(params, part):
-            return function(formula, self.ao_dtype, self.depths, *params, part)
-
-        return of_chunk, learned, placement
+        return lambda params, part: function(formula, *params, part), learned, placement
 
     def _in_rows(self, density):
         """The AOs in the order of `ao_of_row`, normalized where their values are rounded."""
@@ -227,29 +219,29 @@ class GridXC(eqx.Module):
     def nelectron(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """The integral of the density: how far the grid is from exact, in electrons."""
 
-        def term(_, density, ao, weights):
-            rho, _ = density_and_gradient(density, ao[:1])
+        def term(_, dm, ao, weights):
+            rho, _ = density_and_gradient(dm, ao[:1])
             return jnp.vdot(weights, jnp.sum(rho, axis=0), precision="highest")
 
         return self._integrate(term, Density(_symmetric(dm)))
 
     def _integrate(self, term, density):
-        density = Density(self._in_rows(density).as_matrix())
+        dm = self._in_rows(density).as_matrix()
         # What a functional has learned is a parameter of the sum; the rest of it is not an array.
         learned, fixed = eqx.partition(self.functional, eqx.is_array)
 
         def stored(params, values):
-            learned, density = params
-            return term(eqx.combine(learned, fixed), density, *values)
+            learned, dm = params
+            return term(eqx.combine(learned, fixed), dm, *values)
 
         def recomputed(params, part):
-            learned, density, placement = params
-            return term(eqx.combine(learned, fixed), density, *self._values(placement, part))
+            learned, dm, placement = params
+            return term(eqx.combine(learned, fixed), dm, *self._values(placement, part))
 
         if self.ao is not None:
-            return self._sum(stored, (learned, density), (self.ao, self.weights))
+            return self._sum(stored, (learned, dm), (self.ao, self.weights))
         placement = (self.positions, self.basis, self.adjustment)
-        return self._sum(recomputed, (learned, density, placement), self.points)
+        return self._sum(recomputed, (learned, dm, placement), self.points)
 
     def _sum(self, f, params, chunks):
         share = Share.of(self.mesh)
@@ -300,30 +292,29 @@ def _xc_potential_bwd(residuals, cotangent, perturbed, xc_and_dm):
 
 
 def density_and_gradient(
-    density: Density, ao: tuple[Float[Array, "nao npoint"], ...]
+    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> tuple[Float[Array, "nspin npoint"], Float[Array, "nsigma npoint"] | None]:
-    """rho and, where AO gradients are given, sigma of a density matrix, as functionals take them;
-    in its dtype."""
-    dtype = density.matrix.dtype
-    half = [density.reduced(spin, ao[0]) for spin in range(density.nspin)]
-    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dtype)
+    """rho and, where AO gradients are given, sigma, as functionals take them; dtype of `dm`."""
+    half = [jnp.dot(d.astype(ao[0].dtype), ao[0], precision="highest") for d in dm]
+    rho = jnp.stack([_sum_of_products(ao[0], h) for h in half]).astype(dm.dtype)
     if len(ao) == 1:
         return rho, None
-    gradient = [[2 * _sum_of_products(x, h).astype(dtype) for x in ao[1:]] for h in half]
-    pairs = [(i, j) for i in range(len(half)) for j in range(i, len(half))]
+    gradient = [[2 * _sum_of_products(x, h).astype(dm.dtype) for x in ao[1:]] for h in half]
+    pairs = [(i, j) for i in range(len(dm)) for j in range(i, len(dm))]
     sigma = [sum(a * b for a, b in zip(gradient[i], gradient[j])) for i, j in pairs]
     return rho, jnp.stack(sigma)
 
 
 def kinetic_energy_density(
-    density: Density, ao: tuple[Float[Array, "nao npoint"], ...]
+    dm: Float[Array, "nspin nao nao"], ao: tuple[Float[Array, "nao npoint"], ...]
 ) -> Float[Array, "nspin npoint"]:
-    """tau = ½ Σ_mn dm_mn grad m · grad n of each row of a density matrix, hartree/bohr³."""
+    """tau = ½ Σ_mn dm_mn grad m · grad n of each row of `dm`, hartree/bohr³."""
     taus = []
-    for spin in range(density.nspin):
-        terms = [_sum_of_products(x, density.reduced(spin, x)) for x in ao[1:]]
+    for d in dm:
+        d = d.astype(ao[0].dtype)
+        terms = [_sum_of_products(x, jnp.dot(d, x, precision="highest")) for x in ao[1:]]
         taus.append(sum(terms) / 2)
-    return jnp.stack(taus).astype(density.matrix.dtype)
+    return jnp.stack(taus).astype(dm.dtype)
 
 
 def _symmetric(dm):
