@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from qchem.calculation import BasisLike, GridLike, nocc_of, padded_method, resolved_options
-from qchem.compilation import platform, program
+from qchem.compilation import held_together, map_together, program
 from qchem.dispersion import Dispersion
 from qchem.energy_function import check_precision
 from qchem.errors import InputError
@@ -153,9 +153,9 @@ class _Entry:
 
     def check_memory(self, forces: bool, chunk: int) -> None:
         """Refuse what the memory will not hold."""
-        together = 1 if platform() == "cpu" else chunk
-        itemsize = self.molecule.positions.dtype.itemsize * together
-        check_memory(self.padded.method, self.nocc, forces=forces, itemsize=itemsize)
+        itemsize = self.molecule.positions.dtype.itemsize
+        with held_together(chunk):
+            check_memory(self.padded.method, self.nocc, forces=forces, itemsize=itemsize)
 
     def own(self, row: dict[str, Any]) -> dict[str, Any]:
         """What belongs to the molecule, the dispersion correction included."""
@@ -187,5 +187,4 @@ def _batch(arguments, options, solver, forces):
         }
         return found | ({"gradient": gradient(method, positions, scf.factor)} if forces else {})
 
-    together = len(arguments[1]) if platform() != "cpu" else None
-    return jax.lax.map(one, arguments, batch_size=together)
+    return map_together(one, arguments, len(arguments[1]))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qchem.atomic_grid import bragg_radii
+from qchem.compilation import platform
 
 _NEAR = 12  # atoms that decide whether a cell has any part of the points
 _NEGLIGIBLE = 1e-20  # share of a point
@@ -157,7 +158,9 @@ def _partition(distance, inverse_separation, adjustment, atom):
         return total
 
     others = distance, inverse_separation, adjustment
-    if len(distance) <= 2 * _NEAR:
+    if len(distance) <= 2 * _NEAR and platform() != "cpu":
+        cell = jax.vmap(product, (0, None, 0, 0))(distance, *others)
+    elif len(distance) <= 2 * _NEAR:
         cell = jax.lax.map(lambda row: product(row[0], distance, *row[1:]), others)
     else:
         order = jnp.argsort(jnp.sum(distance, axis=1))

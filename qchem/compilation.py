@@ -41,7 +41,9 @@ QUICK = {
 }
 FOLDER = "programs"  # within JAX's cache directory
 _UNUSED_DAYS = 30  # after which a program is removed
-_platform = jax.make_user_context(None)  # part of the key of JAX's caches: nothing stale is found
+# Parts of the key of JAX's caches: nothing stale is found.
+_platform = jax.make_user_context(None)
+_together = jax.make_user_context(1)
 
 
 def platform() -> str:
@@ -60,6 +62,36 @@ def traced_for(name: str) -> Iterator[None]:
     """
     with _platform("gpu" if name in ("cuda", "rocm") else name):
         yield
+
+
+def together() -> int:
+    """Geometries whose arrays an accelerator holds at once, where programs are traced for them:
+    the more, the smaller the chunks and tiles of each."""
+    return 1 if platform() == "cpu" else _together.value
+
+
+@contextmanager
+def held_together(size: int) -> Iterator[None]:
+    """Within, programs are traced for this many geometries at once."""
+    with _together(size):
+        yield
+
+
+def map_together(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """function(row) for all rows, stacked; to be called under `jit`.
+
+    Args:
+        function: Of one geometry, a pure function.
+        rows: Arrays with the geometries along the leading axis.
+        size: Geometries that an accelerator holds at once. On a CPU they follow one another: its
+            threads work on one at a time, and XLA's batched LAPACK calls can wait for each other
+            for ever where there are few threads (jaxlib 0.10).
+    """
+    size = min(size, len(jax.tree.leaves(rows)[0]))
+    if platform() == "cpu" or size == 1:
+        return jax.lax.map(function, rows)
+    with held_together(size):
+        return jax.lax.map(function, rows, batch_size=size)
 
 
 def program(function: Callable[..., Any]) -> Program:

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from qchem.compilation import SPLITTING, platform
+from qchem.compilation import SPLITTING, map_together
 from qchem.errors import InputError
 
 GEOMETRY, MOLECULE = "geometry", "molecule"
@@ -230,9 +230,7 @@ def map_geometries(
 ) -> PyTree:
     """f(shared, *x) for every row x of `batched`, stacked; to be called under `jit`.
 
-    On a CPU the geometries of a device follow one another: its threads work on one at a time, and
-    XLA's batched LAPACK calls can wait for each other for ever where there are few threads
-    (jaxlib 0.10).
+    On a CPU the geometries of a device follow one another: see `map_together`.
 
     Args:
         f: Of one geometry, a pure function.
@@ -245,9 +243,7 @@ def map_geometries(
     """
 
     def local(shared, batched):
-        one_by_one = chunk == 1 or platform() == "cpu"
-        together = None if one_by_one else min(chunk, _count(batched))
-        return jax.lax.map(lambda x: f(shared, *x), batched, batch_size=together)
+        return map_together(lambda x: f(shared, *x), batched, chunk)
 
     mesh = mesh_for(mesh, GEOMETRY)
     if mesh is None:

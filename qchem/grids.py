@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from qchem.atomic_grid import LAST_ELEMENT, LEVELS, atomic_grid, sizes_by_number
 from qchem.becke import border_adjustment, cell_shares
+from qchem.compilation import platform
 from qchem.errors import InputError
 
 _AROUND = 12.0  # bohr around the nuclei where points lie close together
@@ -126,7 +127,10 @@ class Grid(eqx.Module):
         return Grid(jax.tree.map(lambda x: jnp.asarray(x)[order], self.reference), self.adjustment)
 
     def place(
-        self, positions: Float[Array | np.ndarray, "natom 3"], part: GridPoints | None = None
+        self,
+        positions: Float[Array | np.ndarray, "natom 3"],
+        part: GridPoints | None = None,
+        weights: Float[Array, " npoint"] | None = None,
     ) -> tuple[Float[Array, "npoint 3"], Float[Array, " npoint"]]:
         """Points and weights at one geometry, differentiable in the positions.
 
@@ -136,6 +140,7 @@ class Grid(eqx.Module):
         Args:
             positions: Nuclei, bohr. Their dtype decides.
             part: Points to place, all if left out.
+            weights: Theirs, if they are known.
 
         Returns:
             Points, bohr, and weights w with sum_p w_p f(r_p) = integral of f, bohr^3.
@@ -144,6 +149,17 @@ class Grid(eqx.Module):
         positions = jnp.asarray(positions)
         dtype = positions.dtype
         atom = jnp.asarray(part.atom)
-        points = positions[atom] + jnp.asarray(part.offsets, dtype)
+        points = _of_atoms(positions, atom) + jnp.asarray(part.offsets, dtype)
+        if weights is not None:
+            return points, weights
         shares = cell_shares(positions, points, atom, jnp.asarray(self.adjustment, dtype))
         return points, jnp.asarray(part.quadrature, dtype) * shares
+
+
+def _of_atoms(positions, atom):
+    """positions[atom]; on an accelerator as a product, whose derivative is one and adds nothing to
+    the same places in turn."""
+    if platform() == "cpu":
+        return positions[atom]
+    own = jax.nn.one_hot(atom, len(positions), dtype=positions.dtype)
+    return jnp.dot(own, positions, precision="highest")

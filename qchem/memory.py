@@ -10,15 +10,18 @@ import jax
 import numpy as np
 
 from qchem.compilation import platform
+from qchem.compilation import together as geometries_together
 from qchem.errors import NotEnoughMemoryError
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import npair
+from qchem.integrals.tiles import tile_bytes
 from qchem.scf.hamiltonian import Method
 from qchem.scf.solve import solve
 
 _MARGIN = 0.95  # of what is available: the rest is for what is not counted
 _PROGRAMS = 400 << 20  # compiled programs and the interpreter
 _HISTORY = inspect.signature(solve).parameters["diis_size"].default
+_ARRAYS_OF_TILE = 6  # on an accelerator, each with the bytes of a tile
 _TILES = 200 << 20  # tiles of integrals, unpacked columns, chunks of points
 # Of what devices that share a molecule have but a part; the rest each has, four-index integrals
 # while they are made included.
@@ -50,10 +53,12 @@ def estimated_bytes(
         stages.append(_of_forces(method, nocc, itemsize))
     largest = max(stages, key=lambda stage: sum(stage.values()))
     ndevice = 1 if method.mesh is None else method.mesh.size
-    together = ndevice if platform() == "cpu" else 1  # with the same memory
+    # With the same memory.
+    together = ndevice if platform() == "cpu" else geometries_together()
     copies = {name: together / ndevice if name in _SHARED else together for name in largest}
     estimate = {name: int(itemsize * size * copies[name]) for name, size in largest.items()}
-    return estimate | {"programs and tiles": _PROGRAMS + together * _TILES}
+    tiles = _TILES if platform() == "cpu" else _ARRAYS_OF_TILE * tile_bytes()
+    return estimate | {"programs and tiles": _PROGRAMS + together * tiles}
 
 
 def _of_energy(method, nocc, itemsize):

@@ -242,12 +242,9 @@ def map_geometries(
     Args:
         function: Of one geometry, traceable.
         positions: The geometries.
-        chunk: How many are held at once on an accelerator. On a CPU they follow one another: all
-            threads work on one, and batched LAPACK calls could wait for each other for ever
-            (jaxlib 0.10).
+        chunk: How many are held at once on an accelerator; on a CPU they follow one another.
     """
-    together = 0 if qchem.platform() == "cpu" else min(chunk, positions.shape[0])
-    return jax.lax.map(function, positions, batch_size=together if together > 1 else None)
+    return qchem.map_geometries(lambda _, r: function(r), (), positions, chunk=chunk)
 
 
 def _formula(numbers: tuple[int, ...]) -> str:

@@ -247,14 +247,15 @@ def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *argum
     """The function's arrays, standing in memory.
 
     On a CPU the compiler makes an array anew for each array that it goes into, unless a branch
-    returns it.
+    returns it; on a GPU it makes one kernel of all, in which neighbours do different things.
 
     Args:
-        fence: True, though the compiler cannot know it; without it, and elsewhere, the function is
-            simply called.
+        fence: True, though the compiler cannot know it; without it the function is simply called.
     """
-    if fence is None or platform() != "cpu":
+    if fence is None:
         return function(*arguments)
+    if platform() != "cpu":
+        return jax.lax.optimization_barrier(function(*arguments))
     shapes = jax.eval_shape(function, *arguments)
 
     def nothing(*_):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from qchem.compilation import platform
+from qchem.basis.rows import standing
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
 from qchem.integrals.pairs import Distribution, hermite_sign
 
@@ -93,11 +93,9 @@ def _separated(order, width, center, ket_width, ket_center):
         return r.reshape(*shape)
 
     shape = *width.shape, nhermite(order), ket_width.size
-    if platform() != "cpu":
-        return every()
-    # What a branch returns stands in memory. Else XLA makes R anew wherever a row of it is taken,
-    # one element after another. Widths are never negative.
-    return jax.lax.cond(width[0, 0] >= 0, every, lambda: jnp.zeros(shape, ket_center.dtype))
+    # R stands in memory. Else XLA makes it anew wherever a row of it is taken, one element after
+    # another. Widths are never negative.
+    return standing(width[0, 0] >= 0, every)
 
 
 def _contract(r, bra_side, ket_side, bra, ket):

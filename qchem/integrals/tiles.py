@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qchem.compilation import platform
+from qchem.compilation import platform, together
 from qchem.devices import Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import Distribution, coulomb_norm
 
 NEGLIGIBLE = 1e-16  # hartree^(1/2): norm of rows of pairs; those of auxiliary functions are ten
-_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 25, "tpu": 1 << 25}  # R held at once; CPU: its cache
+# R held at once: what a CPU has for a cache; on accelerators of all geometries held at once.
+_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 30, "tpu": 1 << 30}
 
 
 def tile_bytes() -> int:
     """Memory of the R that are held at once."""
-    return _TILE_BYTES.get(platform(), 1 << 25)
+    return _TILE_BYTES[platform()] // together()
 
 
 def tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.rows import RowPlan, plan_rows
-from qchem.compilation import platform
+from qchem.compilation import platform, together
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
 from qchem.devices import MOLECULE, Share, mesh_for, spread
 from qchem.dispersion import Dispersion
@@ -47,8 +47,9 @@ from qchem.xc.quadrature import GridXC, xc_potential
 # Parts of the total; the last one only where the functional has it.
 ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion")
 TwoElectron = Literal["exact", "df"]
-_CHUNK = {"cpu": 240, "other": 4096}  # grid points: on a CPU what its caches hold, and rows of
-# arrays not a power of two apart, which would share the same few places in them
+_CHUNK = 240  # grid points, on a CPU: what its caches hold, and rows of arrays not a power of two
+# apart, which would share the same few places in them
+_AO_BYTES = 1 << 28  # of AOs at a chunk's points on an accelerator, of all geometries held at once
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of integrals, and of AO values of meta-GGAs, kept for all cycles
 
@@ -323,7 +324,13 @@ class Method(eqx.Module):
     @property
     def npoint(self) -> int:
         """Grid points held at once."""
-        return self.chunk or _CHUNK.get(platform(), _CHUNK["other"])
+        if self.chunk or platform() == "cpu" or self.grid is None:
+            return self.chunk or _CHUNK
+        every = len(self.grid.reference.quadrature)
+        if self.mesh is not None:
+            every = -(-every // self.mesh.size)
+        most = max(256, _AO_BYTES // (8 * self.basis.nao * together()))
+        return 256 * -(-every // 256) if every <= most else 1 << (most.bit_length() - 1)
 
     @property
     def device_bytes(self) -> int:

@@ -171,7 +171,7 @@ def energy_of_chunk(
 
     def plain(learned, density, *where):
         energy = lambda chunk, own, _: chunk.energy(learned, own.turned())  # noqa: E731
-        return over_shells(energy, density, *where, 0)
+        return over_shells(energy, density, *where, None, 0)
 
     def rule(primals, tangents):
         def moving(dots):
@@ -189,7 +189,7 @@ def energy_of_chunk(
             value, slope, by_place = chunk.energy_and_slopes(learned, own.turned(), moved, by)
             return value, slope if within else density.scattered(slope, rows), by_place
 
-        value, slope, by_place = over_shells(energy_and_slopes, density, *where, int(moved))
+        value, slope, by_place = over_shells(energy_and_slopes, density, *where, None, int(moved))
         tangent = jnp.zeros_like(value)
         if change is not None:
             tangent = tangent + jnp.vdot(slope, change, precision="highest")
@@ -203,12 +203,20 @@ def energy_of_chunk(
 
 
 def energy_and_half_fock_of_chunk(
-    formula: Formula, learned: object, density: Density, placement: Placement, part: GridPoints
+    formula: Formula,
+    learned: object,
+    density: Density,
+    placement: Placement,
+    part: tuple[GridPoints, Float[Array, " npoint"]],
 ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
     """`energy_of_chunk` of orbitals, and a matrix whose sum with its transpose is dE/dD.
 
     Written out, as the density comes from few orbitals: a derivative in D of a formula in D would
     need products with D.
+
+    Args:
+        formula, learned, density, placement: As there.
+        part: Points and their weights, which all cycles share.
     """
 
     def of_shells(chunk, own, rows):
@@ -219,14 +227,14 @@ def energy_and_half_fock_of_chunk(
             slope = empty.at[:, rows[:, None], rows[None]].set(slope, unique_indices=True)
         return energy, slope
 
-    return _over_shells(formula, of_shells, density, placement, part, 0)
+    return _over_shells(formula, of_shells, density, placement, *part, 0)
 
 
-def _over_shells(formula, function, density, placement, part, more):
+def _over_shells(formula, function, density, placement, part, weights, more):
     """The function of a chunk, of the part of the density and of that part's rows."""
 
     def of_shells(shells):
-        chunk = _Chunk(placement, part, shells, formula, more)
+        chunk = _Chunk(placement, part, weights, shells, formula, more)
         own = density if shells.rows is None else density.in_columns(shells.rows, None)
         return function(chunk, own, shells.rows)
 
@@ -238,11 +246,11 @@ def _over_shells(formula, function, density, placement, part, more):
 class _Chunk:
     """Rows of the shells at a chunk's points."""
 
-    def __init__(self, placement, part, shells, formula, more):
+    def __init__(self, placement, part, weights, shells, formula, more):
         self.depths = shells.depths
         self.dtype, self.formula = formula.ao_dtype, formula
         self.placement, self.fence = placement._replace(basis=shells.basis), part.atom[0] >= 0
-        self.place = lambda r: Grid(part, placement.adjustment).place(r)
+        self.place = lambda r: Grid(part, placement.adjustment).place(r, weights=weights)
         self.order = int(formula.gradient) + more
 
     def _evaluate(self, points):

@@ -36,7 +36,7 @@ class GridXC(eqx.Module):
         ao: Stored AO values of all chunks; None if each use computes them anew.
         ao_dtype: Of AO values and their products; functionals, weights and sums have that of the
             positions.
-        weights: Integration weights of all chunks, bohr³; None likewise.
+        weights: Integration weights of all chunks, bohr³, for repeated use; None if none is seen.
         mesh: Devices that share the chunks; only energies and matrices meet.
         depths: How many shells of the basis have how many primitives.
         reach: How far they reach.
@@ -95,12 +95,11 @@ class GridXC(eqx.Module):
         ncomponent = _NCOMPONENT[_AO_DERIVATIVE[functional.ingredients]]
         nvalue = self.points.quadrature.size * ncomponent * basis.nao
         fits = nvalue // ndevice * self.ao_dtype.itemsize <= storage_bytes
+        placement = (self.positions, basis, self.adjustment)
         if fits and functional.ingredients != "none":
-            placement = (self.positions, basis, self.adjustment)
-            self.ao, self.weights = self._spread(
-                lambda placement, points: jax.lax.map(partial(self._values, placement), points),
-                P(MOLECULE),
-            )(placement, self.points)
+            self.ao, self.weights = self._of_chunks(self._values, placement)
+        elif self._by_rows:
+            self.weights = self._of_chunks(_weights, placement)
 
     def energy(self, dm: Float[Array, "nspin nao nao"]) -> Float[Array, ""]:
         """Energy without exact exchange, hartree.
@@ -166,7 +165,7 @@ class GridXC(eqx.Module):
             zero = jnp.zeros((), self.positions.dtype), jnp.zeros(shape, self.positions.dtype)
             return jax.tree.map(share.total, jax.lax.scan(step, zero, chunks)[0])
 
-        chunks = jax.tree.map(jnp.asarray, self.points)
+        chunks = jax.tree.map(jnp.asarray, self.points), self.weights
         energy, half = self._spread(total, P())((learned, density, placement), chunks)
         scale = self._rounding
         if scale is not None:
@@ -255,6 +254,13 @@ class GridXC(eqx.Module):
         spreading = spread(f, self.mesh, (P(), P(MOLECULE)), out_specs)
         return lambda shared, chunks: spreading(shared, jax.tree.map(jnp.asarray, chunks))
 
+    def _of_chunks(self, values, placement):
+        """Values of each chunk, stacked; derivatives hold one chunk."""
+        of_chunks = lambda placement, points: jax.lax.map(  # noqa: E731
+            jax.checkpoint(partial(values, placement)), points
+        )
+        return self._spread(of_chunks, P(MOLECULE))(placement, self.points)
+
     def _values(self, placement, part: GridPoints):
         """AO values and weights of one chunk."""
         positions, basis, adjustment = placement
@@ -262,6 +268,11 @@ class GridXC(eqx.Module):
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
         how = derivative, self.ao_dtype, self.depths, part.atom[0] >= 0
         return evaluate_rows(basis, positions, points, *how), weights
+
+
+def _weights(placement, part):
+    positions, _, adjustment = placement
+    return Grid(part, adjustment).place(positions)[1]
 
 
 @eqx.filter_custom_vjp
