@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from qchem.errors import FunctionalNotFoundError
@@ -81,6 +82,7 @@ class FunctionalTerms(NamedTuple):
     dispersion: tuple[str, str] | None = None
 
 
+@lru_cache(maxsize=256)
 def parse(name: str) -> FunctionalTerms:
     """The terms of a name or an expression, with a dispersion correction where it ends in one.
 
