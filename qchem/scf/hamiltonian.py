@@ -49,7 +49,7 @@ ENERGIES = ("nuclear", "one_electron", "coulomb", "exchange", "xc", "dispersion"
 TwoElectron = Literal["exact", "df"]
 _CHUNK = 240  # grid points, on a CPU: what its caches hold, and rows of arrays not a power of two
 # apart, which would share the same few places in them
-_AO_BYTES = 1 << 28  # of AOs at a chunk's points on an accelerator, of all geometries held at once
+_AO_BYTES = 1 << 27  # of AOs at a chunk's points on an accelerator, of all geometries held at once
 NONLOCAL_LEVEL = 3  # grid of VV10
 STORED_BYTES = 2 << 30  # of integrals, and of AO values of meta-GGAs, kept for all cycles
 
