@@ -92,9 +92,10 @@ def energies(
         raise InputError("batches of molecules have no smearing; qchem.energy has.")
     names = basis, xc, two_electron, aux, grid, cartesian
     buckets: dict[Any, list[_Entry]] = {}
+    methods: dict[Any, Method] = {}
     for n, molecule in enumerate(molecules):
         try:
-            entry = _Entry.of(molecule, padded_method(molecule, *names), unrestricted)
+            entry = _Entry.of(molecule, padded_method(molecule, *names), unrestricted, methods)
         except InputError as error:
             raise InputError(f"molecule {n}: {error}") from error
         buckets.setdefault(entry.form, []).append(replace(entry, place=n))
@@ -103,11 +104,13 @@ def energies(
     results: dict[int, dict[str, Any]] = {}
     held = 0
     for entries in buckets.values():
+        alike = all(entry.method is entries[0].method for entry in entries)
         for start in range(0, len(entries), chunk):
             some = entries[start : start + chunk]
             filled = some + some[-1:] * (chunk - len(some))
-            arguments = jax.tree.map(lambda *x: np.stack(x), *(entry.arguments for entry in filled))
-            found = jax.device_get(_batch(arguments, options, solver, forces))
+            method = entries[0].method if alike else _stacked([entry.method for entry in filled])
+            arguments = _stacked([entry.arguments for entry in filled])
+            found = jax.device_get(_batch(method, arguments, alike, options, solver, forces))
             held += chunk * some[0].padded.method.basis.nao
             for k, entry in enumerate(some):
                 results[entry.place] = entry.own({name: x[k] for name, x in found.items()})
@@ -130,14 +133,21 @@ class _Entry:
     molecule: Molecule
     padded: Padded
     nocc: tuple[int, ...]
-    arguments: tuple[Method, Float[np.ndarray, "natom 3"], Occupied]
+    method: Method
+    arguments: tuple[Float[np.ndarray, "natom 3"], Occupied]
     form: Any
     dispersion: Dispersion | None
     place: int = 0
 
     @classmethod
-    def of(cls, molecule: Molecule, padded: Padded, unrestricted: bool) -> _Entry:
+    def of(
+        cls, molecule: Molecule, padded: Padded, unrestricted: bool, methods: dict[Any, Method]
+    ) -> _Entry:
         """
+        Args:
+            methods: Those of earlier entries, and then of this one: molecules that are alike have
+                the same.
+
         Raises:
             InputError: A precision or a number of electrons that cannot be.
         """
@@ -145,11 +155,15 @@ class _Entry:
         nocc = nocc_of(molecule, unrestricted)
         check_occupation(nocc, padded.nao)
         method, dispersion = parted(padded.method)
-        method = in_dtype(jax.tree.map(np.asarray, method), molecule.positions.dtype)
-        arguments = method, padded.positions(molecule.positions), padded.occupied(nocc)
-        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
-        form = jax.tree.structure(arguments), shapes
-        return cls(molecule, padded, nocc, arguments, form, dispersion)
+        dtype = molecule.positions.dtype
+        kind = id(padded), dtype  # which the entry keeps
+        if kind not in methods:
+            methods[kind] = in_dtype(jax.tree.map(np.asarray, method), dtype)
+        arguments = padded.positions(molecule.positions), padded.occupied(nocc)
+        everything = methods[kind], *arguments
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(everything))
+        form = jax.tree.structure(everything), shapes
+        return cls(molecule, padded, nocc, methods[kind], arguments, form, dispersion)
 
     def check_memory(self, forces: bool, chunk: int) -> None:
         """Refuse what the memory will not hold."""
@@ -170,13 +184,22 @@ class _Entry:
         return row
 
 
+def _stacked(trees):
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
 @program
-def _batch(arguments, options, solver, forces):
-    """Results of every row of the arguments; those in the batch of an accelerator side by side."""
+def _batch(method, arguments, alike, options, solver, forces):
+    """Results of every row of the arguments; those in the batch of an accelerator side by side.
+
+    Args:
+        method: Of all molecules if they are `alike`, or else in rows.
+    """
     guess = Guess("sap", False)
 
     def one(row):
-        method, positions, nocc = row
+        own, (positions, nocc) = row
+        method = shared if alike else own
         hamiltonian, screened = method.hamiltonian(positions)
         scf = traced(hamiltonian, screened, guess, nocc, options, solver)
         found = {
@@ -187,4 +210,5 @@ def _batch(arguments, options, solver, forces):
         }
         return found | ({"gradient": gradient(method, positions, scf.factor)} if forces else {})
 
-    return map_together(one, arguments, len(arguments[1]))
+    shared, rows = (method, None) if alike else (None, method)
+    return map_together(one, (rows, arguments), len(arguments[0]))
