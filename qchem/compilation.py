@@ -66,7 +66,7 @@ def traced_for(name: str) -> Iterator[None]:
 
 def together() -> int:
     """Geometries whose arrays an accelerator holds at once, where programs are traced for them:
-    the more, the smaller the chunks and tiles of each."""
+    the more, the smaller the chunks of points of each."""
     return 1 if platform() == "cpu" else _together.value
 
 
@@ -88,7 +88,7 @@ def map_together(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
             for ever where there are few threads (jaxlib 0.10).
     """
     size = min(size, len(jax.tree.leaves(rows)[0]))
-    if platform() == "cpu" or size == 1:
+    if platform() == "cpu" or size <= 1:
         return jax.lax.map(function, rows)
     with held_together(size):
         return jax.lax.map(function, rows, batch_size=size)

@@ -21,7 +21,7 @@ from qchem.scf.solve import solve
 _MARGIN = 0.95  # of what is available: the rest is for what is not counted
 _PROGRAMS = 400 << 20  # compiled programs and the interpreter
 _HISTORY = inspect.signature(solve).parameters["diis_size"].default
-_ARRAYS_OF_TILE = 6  # on an accelerator, each with the bytes of a tile
+_ARRAYS_OF_TILE = 2  # on an accelerator, each with the bytes of a tile
 _TILES = 200 << 20  # tiles of integrals, unpacked columns, chunks of points
 # Of what devices that share a molecule have but a part; the rest each has, four-index integrals
 # while they are made included.

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qchem.compilation import platform, together
+from qchem.compilation import platform
 from qchem.devices import Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import Distribution, coulomb_norm
 
 NEGLIGIBLE = 1e-16  # hartree^(1/2): norm of rows of pairs; those of auxiliary functions are ten
-# R held at once: what a CPU has for a cache; on accelerators of all geometries held at once.
-_TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 30, "tpu": 1 << 30}
+_TILE_BYTES = {"cpu": 1 << 20}  # R held at once by each geometry; CPU: its cache
+_ELSEWHERE = 1 << 25  # however many go together: derivative rules are traced where none know that
 
 
 def tile_bytes() -> int:
     """Memory of the R that are held at once."""
-    return _TILE_BYTES[platform()] // together()
+    return _TILE_BYTES.get(platform(), _ELSEWHERE)
 
 
 def tile_rows(bra: Distribution, nket: int, mprim: int, ket_order: int) -> int:
