@@ -4,7 +4,7 @@ Each row is a molecule in one precision: `double`, `mixed` (see docs/precision.m
 float32 throughout. `energy_error` is the deviation of the converged energy from that in `double`,
 `fixed_error` and `forces_error` those of the energy and of its gradient at the converged orbitals
 of `double`, hartree and hartree/bohr. All are density-fitted. `compile_s` is the time of the first
-calculation less that of the second; `peak_bytes` is that of the program of energy and gradient.
+calculation less that of the others; `peak_bytes` is that of the program of energy and gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -41,6 +41,7 @@ PRINTED = (
     "molecule xc mode nao energy_error fixed_error forces_error converged cycles compile_s run_s "
     "spread_s gradient_s peak_bytes"
 ).split()
+TIMES = "compile_s run_s spread_s gradient_compile_s gradient_s".split()
 LIMIT = 1e-5  # hartree: what the mixed mode promises
 
 
@@ -56,7 +57,7 @@ class Options:
     grid: int = 3
     """Level, 0 to 9."""
     repeats: int = 3
-    """Timed calculations, after one that compiles."""
+    """Timed calculations, after one that compiles; 0 for errors without times."""
     out: Path | None = None
     """Append to this file instead of results/precision.json."""
 
@@ -98,16 +99,20 @@ def run(name: str, xc: str, mode: Mode, options: Options, orbitals: Any) -> Calc
     def converged():
         return qchem.energy(mol, options.basis, xc, **settings)
 
-    _, first = stopwatch(converged)
-    timed = [stopwatch(converged) for _ in range(options.repeats)]
-    result, seconds = timed[-1][0], [seconds for _, seconds in timed]
+    result, first = stopwatch(converged)
+    seconds = [stopwatch(converged)[1] for _ in range(options.repeats)]
     orbitals = result.scf.factor if orbitals is None else orbitals
     positions = jnp.asarray(mol.positions)
     factor = jnp.asarray(orbitals, positions.dtype)
     function = eqx.filter_value_and_grad(lambda x, method: method.energy(x, factor))
     (energy, gradient), cost = measure(
-        lambda x: function(x, result.method), positions, repeats=options.repeats
+        lambda x: function(x, result.method), positions, repeats=max(1, options.repeats)
     )
+    times = dict.fromkeys(TIMES)
+    if seconds:
+        run_s = median(seconds)
+        found = first - run_s, run_s, spread(seconds), cost.compile_s, cost.run_s
+        times = dict(zip(TIMES, found, strict=True))
     row = {
         "molecule": name,
         "xc": xc,
@@ -118,11 +123,7 @@ def run(name: str, xc: str, mode: Mode, options: Options, orbitals: Any) -> Calc
         "converged": result.converged,
         "cycles": result.cycles,
         "residual": result.residual,
-        "compile_s": first - median(seconds),
-        "run_s": median(seconds),
-        "spread_s": spread(seconds),
-        "gradient_compile_s": cost.compile_s,
-        "gradient_s": cost.run_s,
+        **times,
         "peak_bytes": cost.peak_bytes,
     }
     return Calculation(result, float(energy), np.asarray(gradient), row)

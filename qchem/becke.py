@@ -35,31 +35,36 @@ def cell_shares(
         atom: Each point's own.
         adjustment: From `border_adjustment`.
     """
-    inverse_separation = _inverse(_distances(positions, positions))
-    return _cell_share(_distances(positions, points), inverse_separation, adjustment, atom)
-
-
-def _distances(a, b):
-    """|a_i - b_p|; where it vanishes its derivative is 0."""
     # Component by component: a sum over an axis of three costs as much as all the rest.
-    square = sum((a[:, None, k] - b[None, :, k]) ** 2 for k in range(3))
+    apart = [positions[:, None, k] - points[None, :, k] for k in range(3)]
+    return shares_at(lengths(apart), inverse_separations(positions), adjustment, atom)
+
+
+def lengths(apart: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """Of vectors given by their components; where one vanishes its derivative is 0."""
+    square = sum(x * x for x in apart)
     regular = square > 0
     return jnp.where(regular, jnp.sqrt(jnp.where(regular, square, 1)), 0)
 
 
-def _inverse(x):
-    """1/x, and 1 where x = 0: an atom and itself."""
+def inverse_separations(positions: Float[Array, "natom 3"]) -> Float[Array, "natom natom"]:
+    """1/R_ij, 1/bohr; 1 of an atom and itself."""
+    return inverse(lengths([x[:, None] - x[None] for x in positions.T]))
+
+
+def inverse(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1/x of lengths, and 1 where x = 0."""
     return 1 / jnp.where(x > 0, x, 1)
 
 
 @jax.custom_jvp
-def _cell_share(
+def shares_at(
     distance: Float[Array, "natom npoint"],
     inverse_separation: Float[Array, "natom natom"],
     adjustment: Float[Array, "natom natom"],
     atom: Int[Array, " npoint"],
 ) -> Float[Array, " npoint"]:
-    """`cell_shares` of the distances between atoms and points.
+    """`cell_shares`, from the distances between atoms and points, and from `inverse_separations`.
 
     Eqs. (11), (13), (19)-(22) and (A2) of A. D. Becke, J. Chem. Phys. 88, 2547 (1988). An atom
     paired with itself gives the same factor 1/2 in every cell, which cancels.
@@ -67,8 +72,8 @@ def _cell_share(
     return _partition(distance, inverse_separation, adjustment, atom)[0]
 
 
-@_cell_share.defjvp
-def _cell_share_jvp(primals, tangents):
+@shares_at.defjvp
+def _shares_at_jvp(primals, tangents):
     """d(log share) = sum_ij (own_i - cell_i/total) d(log s_ij); the adjustment is constant."""
     distance, inverse_separation, adjustment, atom = primals
     share, lead = _partition(distance, inverse_separation, adjustment, atom)
@@ -125,16 +130,18 @@ def _pair_slope(lead, lead_of_other, y, z):
 
     Each step of Becke's polynomial is y -> y^2 (3 - y)/2, and likewise z = 2 - y: the slope of
     log s_ij is -27/y times the product of z/(1 + z) over the three steps, that of log s_ji the same
-    with y and z exchanged and the other sign; both over one denominator.
+    with y and z exchanged and the other sign; both over one denominator. As y + z = 2,
+    z (1 + y) = z + yz and (1 + y) (1 + z) = 3 + yz.
     """
     y, z = (jnp.maximum(x, jnp.finfo(x.dtype).tiny ** 0.25) for x in (y, z))
-    of_own, of_other, own_end, other_end = lead * z, lead_of_other * y, y, z
+    of_own, of_other, denominator = lead * z, lead_of_other * y, y * z
     for _ in range(3):
-        of_own, of_other = of_own * (z * (1 + y)), of_other * (y * (1 + z))
-        own_end, other_end = own_end * (1 + z), other_end * (1 + y)
+        product = y * z
+        of_own, of_other = of_own * (z + product), of_other * (y + product)
+        denominator = denominator * (3 + product)
         y = 0.5 * y * y * (3 - y)
         z = 2 - y
-    return 27 * (of_other - of_own) / (own_end * other_end)
+    return 27 * (of_other - of_own) / denominator
 
 
 def _partition(distance, inverse_separation, adjustment, atom):

@@ -29,10 +29,10 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
 from qchem.linear_algebra import prepare_lapack
 
-# XLA's older way to machine code of fused loops: compiles in two thirds of the time, and what it
-# makes is as fast (benchmarks/compile_options.py). And no loop is split over threads: while several
-# devices are at work, what follows may begin before all parts are done (jaxlib 0.10), and the
-# numbers are wrong.
+# XLA's older way to machine code of fused loops, while it has it (jaxlib 0.10): compiles in two
+# thirds of the time, and what it makes is as fast (benchmarks/compile_options.py). And no loop is
+# split over threads: while several devices are at work, what follows may begin before all parts are
+# done (jaxlib 0.10), and the numbers are wrong.
 SPLITTING = "cpu-parallel-task-assigner"  # the pass of XLA that does so
 QUICK = {
     "xla_cpu_use_fusion_emitters": False,
@@ -337,11 +337,15 @@ def remove_unused(folder: Path) -> None:
 
 @cache
 def program_options() -> dict[str, Any] | None:
-    """What `program` gives the compiler of the default device, if this version of XLA knows it."""
+    """What `program` gives the compiler of the default device, as far as its XLA knows it."""
     if jax.default_backend() != "cpu":
         return None
+    return {name: value for name, value in QUICK.items() if _is_known(name, value)}
+
+
+def _is_known(option, value):
     try:
-        jax.jit(lambda: 0, compiler_options=QUICK)()
+        jax.jit(lambda: 0, compiler_options={option: value})()
     except jax.errors.JaxRuntimeError:
-        return None
-    return QUICK
+        return False
+    return True

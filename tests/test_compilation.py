@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
+from qchem import compilation
 from qchem.compilation import FOLDER, program, remove_unused, traced_for
 from qchem.fingerprint import NoFingerprint, fingerprint
 from qchem.fitted_jk import DensityFittedJK
@@ -186,3 +187,10 @@ def test_what_cannot_be_made_ahead_fails_where_it_is_called(cache):
     with pytest.raises((TypeError, ValueError)):
         run(np.zeros(3))
     assert kept(cache) == []
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out_alone(monkeypatch):
+    plain, known = compilation.program_options.__wrapped__, compilation.program_options()
+    assert known and known.items() <= compilation.QUICK.items()
+    monkeypatch.setattr(compilation, "QUICK", {"xla_of_no_version": True, **compilation.QUICK})
+    assert plain() == known

@@ -235,8 +235,9 @@ def test_cells_without_a_share_are_passed_over(monkeypatch):
         return grid.place(positions, part)[1], *jax.jvp(gradient, (positions,), (step,))
 
     def shares():
-        distance = becke._distances(chain, chain[part.atom] + part.offsets)
-        inverse = becke._inverse(becke._distances(chain, chain))
+        points = chain[part.atom] + part.offsets
+        distance = jnp.linalg.norm(chain[:, None] - points[None], axis=2)
+        inverse = becke.inverse_separations(jnp.asarray(chain))
         own = (np.arange(len(chain))[:, None] == part.atom[None]).astype(float)
         return own - becke._partition(distance, inverse, grid.adjustment, part.atom)[1]
 

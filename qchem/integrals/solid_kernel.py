@@ -180,12 +180,22 @@ def _products(lowest, order, l, separation, radial):
         total = None
         for j in range(min(degree, l) + 1):
             for of_harmonic, of_radial, times in zip(*_leibniz(degree, j)):
-                term = slopes[j][of_harmonic] * radial[of_radial][:, None]
+                term = _rows(slopes[j], of_harmonic) * _rows(radial, of_radial)[:, None]
                 if (times != 1).any():
                     term = term * jnp.asarray(times, term.dtype)[:, None, None]
                 total = term if total is None else total + term
         blocks.append(total)
     return blocks
+
+
+def _rows(x, index):
+    """x[index], without a copy where it is one row, or a run of them."""
+    first, last = int(index[0]), int(index[-1])
+    if (index == first).all():
+        return x[first : first + 1]
+    if (np.diff(index) == 1).all():
+        return x[first : last + 1]
+    return x[index]
 
 
 @lru_cache(maxsize=64)

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
 from qchem.basis.rows import coordinates, shell_rows, standing, summed, times
+from qchem.becke import inverse, inverse_separations, lengths, shares_at
 from qchem.derivatives import jvp_of_moving, triangular_quotient
-from qchem.grids import Grid, GridPoints
+from qchem.grids import GridPoints
 
 from .screening import over_reaching
 
@@ -250,13 +251,42 @@ class _Chunk:
         self.depths = shells.depths
         self.dtype, self.formula = formula.ao_dtype, formula
         self.placement, self.fence = placement._replace(basis=shells.basis), part.atom[0] >= 0
-        self.place = lambda r: Grid(part, placement.adjustment).place(r, weights=weights)
+        self.part, self.weights = part, weights
         self.order = int(formula.gradient) + more
 
-    def _evaluate(self, points):
-        """r of all atoms, rows of all shells, AOs."""
+    def _apart(self):
+        """r - R of all atoms, which the points ride on."""
+        positions, part = self.placement.positions, self.part
+        points = positions[part.atom] + part.offsets.astype(positions.dtype)
+        return coordinates(positions, points, positions.dtype)
+
+    def _shares(self, distance, separations):
+        adjustment = jnp.asarray(self.placement.adjustment, distance.dtype)
+        return shares_at(distance, separations, adjustment, self.part.atom)
+
+    def _weights(self, apart):
+        separations = inverse_separations(self.placement.positions)
+        return self.part.quadrature.astype(apart[0].dtype) * self._shares(
+            lengths(apart), separations
+        )
+
+    def _weights_and_derivative(self, apart):
+        """And a function of dE/d(weights): dE/d(r - R), and dE/dR at the same r - R."""
+        distance, quadrature = lengths(apart), self.part.quadrature.astype(apart[0].dtype)
+        separations, by_place = jax.vjp(inverse_separations, self.placement.positions)
+        shares, slopes = jax.vjp(self._shares, distance, separations)
+
+        def derivative(by_weights):
+            by_distance, by_separations = slopes(by_weights * quadrature)
+            scaled = by_distance * inverse(distance)
+            return [scaled * x for x in apart], by_place(by_separations)[0]
+
+        return quadrature * shares, derivative
+
+    def _evaluate(self, apart):
+        """r - R of all atoms, rows of all shells, AOs."""
         placement = self.placement
-        apart = coordinates(placement.positions, points, self.dtype)
+        apart = [x.astype(self.dtype) for x in apart]
         rows = shell_rows(placement.basis, apart, self.order, self.fence, self.depths)
         return apart, rows, jnp.concatenate([c for batch in rows for c in batch.columns()])
 
@@ -288,8 +318,9 @@ class _Chunk:
         return _dot(own, rows)
 
     def energy(self, learned, density):
-        points, weights = self.place(self.placement.positions)
-        apart, rows, phi = self._evaluate(points)
+        exact = self._apart()
+        weights = self._weights(exact)
+        apart, rows, phi = self._evaluate(exact)
         found = []
         for spin in range(density.nspin):
             x = density.completed(spin, density.reduced(spin, phi))
@@ -309,12 +340,12 @@ class _Chunk:
     def energy_and_slopes(self, learned, density, moved, by):
         """Energy, and derivatives by the density's own matrix, by x of dC = C x ("turn") or by D
         without the transpose ("half matrix"); and, if `moved`, by positions."""
-        positions = self.placement.positions
+        exact, weights = self._apart(), self.weights
         if moved:
-            (points, weights), of_place = jax.vjp(self.place, positions)
-        else:
-            points, weights = self.place(positions)
-        apart, rows, phi = self._evaluate(points)
+            weights, of_weights = self._weights_and_derivative(exact)
+        elif weights is None:
+            weights = self._weights(exact)
+        apart, rows, phi = self._evaluate(exact)
         reduced = [density.reduced(spin, phi) for spin in range(density.nspin)]
         applied = [density.completed(spin, x) for spin, x in enumerate(reduced)]
         found = [self._of_density(apart, rows, x) for x in applied]
@@ -355,9 +386,11 @@ class _Chunk:
         dtype = weights.dtype
         slope, by_place = jnp.stack(by_density).astype(dtype), None
         if moved:
-            on_points = jnp.stack([jnp.sum(x, axis=0) for x in by_atoms], axis=1).astype(dtype)
-            on_atoms = jnp.stack([jnp.sum(x.astype(dtype), axis=1) for x in by_atoms], axis=1)
-            by_place = of_place((on_points, values))[0] - on_atoms
+            by_weights, by_place = of_weights(values)
+            own = jax.nn.one_hot(self.part.atom, len(by_weights[0]), dtype=dtype, axis=0)
+            by_r = [x.astype(dtype) + y for x, y in zip(by_atoms, by_weights, strict=True)]
+            along = [_dot(own, jnp.sum(x, axis=0)) - jnp.sum(x, axis=1) for x in by_r]
+            by_place = by_place + jnp.stack(along, axis=1)
         return energy, slope, by_place
 
     def _pull(self, apart, rows, of_density, w, b, along):
