@@ -3,17 +3,18 @@
 import math
 import os
 import platform
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
-import numpy as np
-
-from qchem.errors import InputError
+from qchem.errors import InputError, QChemError
 
 INTERRUPTED = 130
 PACKAGES = ("srdft", "jax", "jaxlib", "equinox", "numpy", "scipy", "basis-set-exchange")
@@ -104,13 +105,48 @@ def output_file(path: Path, source: Path | None = None) -> Iterator[Callable[[st
         raise InputError(f"cannot write {str(path)!r}: {error.strerror}.") from error
 
     def write(text: str) -> None:
-        temporary.write_text(text)
-        temporary.replace(target)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        except OSError as error:
+            raise QChemError(
+                f"cannot write {str(path)!r}: {error.strerror}. {_saved(text)}"
+            ) from error
 
+    previous = _interrupts_raise()
     try:
         yield write
     finally:
         temporary.unlink(missing_ok=True)
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _saved(text):
+    """Puts what was to be written where there is room for it, and says where."""
+    try:
+        with NamedTemporaryFile("w", encoding="utf-8", prefix="srdft-", delete=False) as file:
+            file.write(text)
+    except OSError:
+        return "There is no room for it among temporary files either."
+    return f"It is kept in {file.name!r}."
+
+
+def _interrupts_raise():
+    """From now on Ctrl-C is an exception; what it was before."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave_when_interrupted() -> None:
+    """From now on Ctrl-C ends the process at once, with its exit code: before there is something to
+    put in order, while modules are imported, it would be a traceback, or be lost."""
+
+    def leave(number, frame):
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, leave)
 
 
 def jsonable(value: Any) -> Any:
@@ -125,6 +161,8 @@ def jsonable(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
+    import numpy as np  # after `leave_when_interrupted`
+
     return jsonable(np.asarray(value).tolist())
 
 

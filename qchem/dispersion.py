@@ -134,7 +134,7 @@ def _has_parameters(model: str, parameters: str) -> bool:
     except ImportError as error:
         package = {"d3bj": "dftd3", "d4": "dftd4"}[model]
         raise InputError(
-            f"{model!r} needs the package {package}: pip install 'srdft[dispersion]'."
+            f"{model!r} needs the package {package}: pip install {package}."
         ) from error
     except RuntimeError:
         return False

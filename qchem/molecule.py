@@ -172,6 +172,7 @@ def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
         ) from None
     if natom < 1:
         raise MoleculeError(f"line 1: the number of atoms must be positive, not {natom}.")
+    element, first = _columns(lines[1] if len(lines) > 1 else "")
     symbols: list[int | str] = []
     positions = []
     for row in range(2, 2 + natom):
@@ -181,8 +182,9 @@ def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
                 f"line {row + 1}: line 1 announces {natom} atoms, but only {row - 2} are given."
             )
         try:
-            x, y, z = (_coordinate(field) for field in fields[1:4])
-            symbol = int(fields[0]) if fields[0].isdigit() else fields[0]
+            x, y, z = (_coordinate(field) for field in fields[first : first + 3])
+            symbol = fields[element] if element < len(fields) else ""
+            symbol = int(symbol) if symbol.isdigit() else symbol
             _atomic_number(symbol)
         except MoleculeError as error:
             raise MoleculeError(f"line {row + 1}: {error}") from None
@@ -200,6 +202,30 @@ def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
                 "announces; correct the count, or keep a single frame."
             )
     return symbols, positions
+
+
+def _columns(comment: str) -> tuple[int, int]:
+    """Where symbols and coordinates stand; in an extended xyz file its comment tells."""
+    found = re.search(r'\bProperties="?([^\s"]+)', comment)
+    if found is None:
+        return 0, 1
+    parts, places, column = found[1].split(":"), {}, 0
+    try:
+        for name, kind, count in zip(*(parts[i::3] for i in range(3)), strict=True):
+            places[name.lower(), kind.upper(), int(count)] = column
+            column += int(count)
+    except ValueError:
+        raise MoleculeError(
+            f"line 2: Properties={found[1]}; name:type:columns are needed, again and again."
+        ) from None
+    elements = [places.get(kind) for kind in (("species", "S", 1), ("z", "I", 1))]
+    element = next((place for place in elements if place is not None), None)
+    first = places.get(("pos", "R", 3))
+    if element is None or first is None:
+        raise MoleculeError(
+            f"line 2: Properties={found[1]}; species:S:1 (or Z:I:1) and pos:R:3 are needed."
+        )
+    return element, first
 
 
 def _coordinate(field: str) -> float:

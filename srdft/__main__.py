@@ -2,6 +2,16 @@
 
 import sys
 
-from srdft.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command, from the first import on."""
+    from qchem.command import leave_when_interrupted
+
+    leave_when_interrupted()
+    from srdft.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,10 +67,11 @@ def save(path: str | Path, state: Any, header: dict[str, Any]) -> None:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The header of a checkpoint.
+    """The header of a checkpoint, of which every byte is as it was written.
 
     Raises:
-        InputError: There is no such file, or it is not a checkpoint (`DamagedError`).
+        DamagedError: No checkpoint, or one that was cut off or changed.
+        InputError: There is no such file, or it has another format.
     """
     return _read(Path(path))[0]
 
@@ -88,13 +89,6 @@ def load(path: str | Path, like: State) -> tuple[State, dict[str, Any]]:
     """
     path = Path(path)
     header, arrays = _read(path)
-    intact = len(arrays) == header["bytes"]
-    if not intact or _digest(header, arrays) != header["sha256"]:
-        found = f"{len(arrays)} of {header['bytes']} bytes" if not intact else "a wrong checksum"
-        raise DamagedError(
-            f"{path} is damaged ({found}); use another checkpoint of the run: "
-            f"{_others(path) or 'there is none'}."
-        )
     dynamic, static = eqx.partition(like, eqx.is_array)
     try:
         loaded = eqx.tree_deserialise_leaves(io.BytesIO(arrays), dynamic)
@@ -111,7 +105,7 @@ def find(run: str | Path, name: str = BEST) -> Path:
 
     Args:
         run: A directory that `srdft train` has written, or a checkpoint.
-        name: Which one of the directory; the latest if there is none of this name.
+        name: Which one of the directory; if there is none of this name, the other one.
 
     Raises:
         InputError: Neither exists.
@@ -119,7 +113,7 @@ def find(run: str | Path, name: str = BEST) -> Path:
     run = Path(run)
     if run.is_file():
         return run
-    for candidate in (run / name, run / LATEST):
+    for candidate in (run / name, run / LATEST, run / BEST):
         if candidate.is_file():
             return candidate
     raise InputError(
@@ -142,10 +136,17 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         header = json.loads(line)
     except ValueError:
         header = None
-    if not newline or not isinstance(header, dict) or "format" not in header:
+    known = isinstance(header, dict) and {"format", "bytes", "sha256"} <= header.keys()
+    if not newline or not known:
         raise DamagedError(
             f"{path} is not a checkpoint, or its beginning is damaged; other checkpoints of the "
             f"run: {_others(path) or 'none'}."
+        )
+    intact = len(arrays) == header["bytes"]
+    if not intact or _digest(header, arrays) != header["sha256"]:
+        found = "a wrong checksum" if intact else f"{len(arrays)} of {header['bytes']} bytes"
+        raise DamagedError(
+            f"{path} is damaged ({found}); other checkpoints of the run: {_others(path) or 'none'}."
         )
     if header["format"] != FORMAT:
         raise InputError(f"{path} has format {header['format']!r}; this version reads {FORMAT!r}.")

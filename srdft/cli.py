@@ -151,6 +151,8 @@ def _train(options: Train) -> int:
             f"{str(options.out)!r} holds a training already; go on with it (--resume), or give "
             "another --out."
         )
+    if options.resume and not found:
+        say(f"{str(options.out)!r} holds no checkpoint to go on from; the training begins")
     start = perf_counter()
     experiment = _resumed(found, config) if found else Experiment.from_config(config)
     _prepare_directory(options.out, config)
@@ -181,16 +183,21 @@ def _resumed(found: Sequence[Path], config: Any) -> Any:
     from srdft.checkpoint import DamagedError
     from srdft.experiment import Experiment
 
-    path, *others = found
-    try:
-        experiment = Experiment.from_checkpoint(path, config)
-    except DamagedError as error:
-        if not others:
-            raise
-        say(f"{error} That is tried now.")
-        return _resumed(others, config)
-    say(f"goes on after step {int(experiment.state.step)} ({path.name})")
-    return experiment
+    damaged = []
+    for path in found:
+        try:
+            experiment = Experiment.from_checkpoint(path, config)
+        except DamagedError as error:
+            damaged.append(error)
+            continue
+        for error in damaged:
+            say(f"{error} {path.name} serves.")
+        say(f"goes on after step {int(experiment.state.step)} ({path.name})")
+        return experiment
+    raise InputError(
+        f"{' '.join(map(str, damaged))} No checkpoint of the run is whole: begin anew, with "
+        "another --out."
+    )
 
 
 def _start(options: Train) -> None:
@@ -202,6 +209,11 @@ def _start(options: Train) -> None:
 
         use_cores()  # one geometry keeps few cores busy, several at once keep all
         return
+    if not 0 <= options.process < options.processes:
+        raise InputError(
+            f"--process {options.process} of --processes {options.processes}: they are counted "
+            "from 0."
+        )
     import jax
 
     jax.distributed.initialize(options.coordinator, options.processes, options.process)
@@ -212,7 +224,12 @@ def _prepare_directory(run: Path, config: Any) -> None:
 
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(to_toml(config))
+        temporary = run / ".config.toml.part"
+        try:
+            temporary.write_text(to_toml(config), encoding="utf-8")
+            temporary.replace(run / "config.toml")
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {str(run)!r}: {error.strerror}.") from error
 
@@ -220,6 +237,7 @@ def _prepare_directory(run: Path, config: Any) -> None:
 def _sample(options: Sample) -> int:
     configure_jax()
     from qchem import use_cores
+    from srdft.config import check_seed
     from srdft.data import Frames, xyz_text
     from srdft.experiment import model_of
     from srdft.progress import bar
@@ -228,6 +246,9 @@ def _sample(options: Sample) -> int:
     use_cores()
     if options.n < 1:
         raise InputError(f"--n {options.n}; it must be 1 or more.")
+    check_seed(options.seed, "--seed")
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
+        raise InputError(f"--temperature {options.temperature}; it must be above 0, and finite.")
     with output_file(options.out) as write:
         experiment, model = model_of(options.run)
         index = experiment.family(options.family)
@@ -250,11 +271,13 @@ def _sample(options: Sample) -> int:
 
 def _evaluate(options: Evaluate) -> int:
     configure_jax()
+    from srdft.config import check_seed
     from srdft.data import formula, load_frames
     from srdft.evaluation import evaluate, table
     from srdft.experiment import model_of
     from srdft.progress import bar
 
+    check_seed(options.seed, "--seed")
     experiment, model = model_of(options.run, grid=options.grid)
     index = experiment.family(options.family)
     family = experiment.families[index]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +129,7 @@ class TrainConfig:
     refresh_every: int = 1
     """The chains take over the model every so many of their turns."""
     max_staleness: int = 8
-    """Asynchronous: the chains' model is at most this many optimizer steps old."""
+    """Asynchronous: what chains bring is from a model at most this many optimizer steps old."""
     learning_rate: float = 3e-4
     warmup_steps: int = 100
     """Adam: of the learning rate, which then falls to `final_learning_rate` as a cosine."""
@@ -216,7 +218,8 @@ def to_toml(config: Config) -> str:
         header = f"[[{section}]]" if isinstance(value, list) else f"[{section}]"
         for table in tables:
             # Numbers, booleans, lists and strings are written alike in JSON and TOML.
-            lines = [f"{key} = {json.dumps(item)}" for key, item in table.items()]
+            text = partial(json.dumps, ensure_ascii=False)
+            lines = [f"{key} = {text(item)}" for key, item in table.items()]
             blocks.append("\n".join([header, *lines]))
     return "\n\n".join(blocks) + "\n"
 
@@ -315,7 +318,10 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "sampler": ("warmup", "guard"),
-    "train": ("steps", "pretrain_steps", "warmup_steps", "weight_decay", "ridge", "devices"),
+    "train": (
+        *("steps", "pretrain_steps", "warmup_steps", "weight_decay", "ridge", "devices"),
+        "final_learning_rate",
+    ),
 }
 
 
@@ -324,19 +330,38 @@ def _check(config: Config) -> None:
         for section, names in table.items():
             for name in names:
                 value = getattr(getattr(config, section), name)
-                if not (value > 0 or (value == 0 and bound == "0 or more")):
-                    raise InputError(f"{section}.{name} = {value}; it must be {bound}.")
+                large_enough = value > 0 or (value == 0 and bound == "0 or more")
+                if not (large_enough and math.isfinite(value)):
+                    raise InputError(f"{section}.{name} = {value}; it must be {bound}, and finite.")
     if not 0 <= config.buffer.data_share <= 1:
         raise InputError(f"buffer.data_share = {config.buffer.data_share}; it lies from 0 to 1.")
+    check_seed(config.train.seed, "train.seed")
+    check_seed(config.model.seed, "model.seed")
     for family in config.family:
+        check_seed(family.data_seed, "family.data_seed")
         if not 0 <= family.grid <= 9:
             raise InputError(f"family.grid = {family.grid}; levels are 0 to 9.")
     if not 0 <= config.train.memory <= 1:
         raise InputError(f"train.memory = {config.train.memory}; it lies from 0 to 1.")
     ladder = (config.sampler.temperature, *config.sampler.ladder)
-    if any(low >= high for low, high in zip(ladder, ladder[1:], strict=False)):
+    rising = all(low < high for low, high in zip(ladder, ladder[1:], strict=False))
+    if not rising or not math.isfinite(ladder[-1]):
         raise InputError(
-            f"sampler.ladder = {list(ladder[1:])}; temperatures must rise from {ladder[0]} kelvin."
+            f"sampler.ladder = {list(ladder[1:])}; temperatures must be finite and rise from "
+            f"{ladder[0]} kelvin."
         )
     if not config.family or any(not family.xyz for family in config.family):
         raise InputError("family.xyz is missing: name the xyz file of one geometry.")
+    names = [family.name or Path(family.xyz).stem for family in config.family]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise InputError(f"two families are called {twice[0]!r}; give them a family.name each.")
+
+
+def check_seed(seed: int, name: str) -> None:
+    """Refuse what is no seed of random numbers.
+
+    Raises:
+        InputError: A negative number, or one of more than 63 bits.
+    """
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"{name} = {seed}; seeds are from 0 to {(1 << 63) - 1}.")

@@ -16,6 +16,8 @@ from srdft.geometry import bonds, matching, radius_sums
 
 # Nearest neighbours of bonded atoms, in sums of covalent radii, lie well between these bounds.
 SHORTEST, LONGEST = 0.55, 1.7
+_NUMBERS, _POSITIONS = ("Z", "z", "nuclear_charges"), ("R", "coords")
+CLOSEST = 0.1  # bohr, as in xyz files
 TRIED = 50  # frames that are asked for their bonds
 
 
@@ -81,7 +83,8 @@ class Frames(eqx.Module):
 
 
 def load_frames(path: str | Path, *, charge: int = 0, multiplicity: int = 1) -> Frames:
-    """Geometries in a file, ångström: `.npz` with Z, R (or MD17's z, R), or else xyz.
+    """Geometries in a file, ångström: `.npz` with Z, R, or the names of MD17 (z, R) or of rMD17
+    (nuclear_charges, coords), or else xyz.
 
     Args:
         path: The file.
@@ -89,7 +92,7 @@ def load_frames(path: str | Path, *, charge: int = 0, multiplicity: int = 1) -> 
 
     Raises:
         InputError: A file that cannot be read, frames of different molecules, coordinates that are
-            not finite, or bond lengths that no unit but ångström explains.
+            not finite, nuclei at one place, or bond lengths that no unit but ångström explains.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -129,30 +132,33 @@ def _from_xyz(path, **spin):
 def _from_npz(path):
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            known = {name: file[name] for name in ("Z", "z", "R") if name in file.files}
             names = file.files
+            keys = [next((k for k in some if k in names), None) for some in (_NUMBERS, _POSITIONS)]
+            found = [None if key is None else file[key] for key in keys]
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"cannot read {str(path)!r} as npz: {error}. Is the file complete?"
         ) from error
-    numbers = known.get("Z", known.get("z"))
-    if numbers is None or "R" not in known:
+    if None in keys:
         raise InputError(
-            f"{path}: keys are {', '.join(names) or 'missing'}; atomic numbers Z (or z) and "
-            "positions R in ångström are needed."
+            f"{path}: keys are {', '.join(names) or 'missing'}; atomic numbers "
+            f"({' or '.join(_NUMBERS)}) and positions ({' or '.join(_POSITIONS)}) in ångström are "
+            "needed."
         )
-    return Frames(*_checked(numbers, known["R"], path))
+    return Frames(*_checked(*found, path))
 
 
 def _checked(numbers: Num[np.ndarray, ...], positions: Num[np.ndarray, ...], path: Path):
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
         raise InputError(
-            f"{path}: Z has shape {numbers.shape} and dtype {numbers.dtype}; one integer for each "
-            "atom is needed."
+            f"{path}: atomic numbers have shape {numbers.shape} and dtype {numbers.dtype}; one "
+            "integer for each atom is needed."
         )
+    if positions.dtype.kind not in "iuf":
+        raise InputError(f"{path}: positions have dtype {positions.dtype}; numbers are needed.")
     if positions.ndim != 3 or positions.shape[1:] != (numbers.size, 3) or not len(positions):
         raise InputError(
-            f"{path}: R has shape {positions.shape}; {numbers.size} atoms need "
+            f"{path}: positions have shape {positions.shape}; {numbers.size} atoms need "
             f"(frames, {numbers.size}, 3)."
         )
     bad = np.flatnonzero((numbers < 1) | (numbers >= len(SYMBOLS)))
@@ -161,7 +167,16 @@ def _checked(numbers: Num[np.ndarray, ...], positions: Num[np.ndarray, ...], pat
     broken = np.flatnonzero(~np.isfinite(positions).all(axis=(1, 2)))
     if broken.size:
         raise InputError(f"{path}: coordinates of frame {broken[0] + 1} are not finite.")
-    return tuple(map(int, numbers)), positions.astype(np.float64) / BOHR_IN_ANGSTROM
+    positions = positions.astype(np.float64) / BOHR_IN_ANGSTROM
+    i, j = np.triu_indices(numbers.size, 1)
+    for n, frame in enumerate(positions):
+        nearest = np.linalg.norm(frame[i] - frame[j], axis=-1).min(initial=np.inf)
+        if nearest < CLOSEST:
+            raise InputError(
+                f"{path}: in frame {n + 1} two atoms are {nearest:.3g} bohr apart, less than "
+                f"{CLOSEST}."
+            )
+    return tuple(map(int, numbers)), positions
 
 
 def _check_unit(frames: Frames, path: Path) -> None:

@@ -299,9 +299,11 @@ def _check_same(config: Config, own: Config, families: list[dict[str, Any]], pat
             if field.name not in files and getattr(new, field.name) != getattr(old, field.name):
                 values = getattr(new, field.name), getattr(old, field.name)
                 different.append((f"family.{field.name}", *values))
-        numbers = load_frames(new.xyz, charge=new.charge, multiplicity=new.multiplicity).numbers
-        if list(numbers) != family["numbers"]:
-            different.append(("atoms", list(numbers), family["numbers"]))
+        if Path(new.xyz).exists():  # nothing is needed of it
+            spin = {"charge": new.charge, "multiplicity": new.multiplicity}
+            numbers = load_frames(new.xyz, **spin).numbers
+            if list(numbers) != family["numbers"]:
+                different.append(("atoms", list(numbers), family["numbers"]))
     if different:
         lines = "; ".join(f"{name} is {new!r}, was {old!r}" for name, new, old in different)
         raise InputError(

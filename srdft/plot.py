@@ -59,7 +59,7 @@ def plot_run(run: Path, data: Path | None = None, samples: Path | None = None) -
             temperatures = latest.trainer.samplers[index].temperatures
             written.append(_draw(path, _energies, metrics, index, temperatures))
         frames = _samples(latest, index) if sampled[index] is None else sampled[index]
-        if frames.n:
+        if frames.n and quantities(family.numbers, frames.positions[:1], start):
             path = folder / f"coordinates{suffix}.png"
             written.append(_draw(path, _coordinates, frames, reference, start))
         if len(family.numbers) == 2:
@@ -97,7 +97,7 @@ def _draw(path: Path, draw, *arguments: Any) -> Path:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("plots need matplotlib: pip install 'srdft[plot]'.") from None
+        raise InputError("plots need matplotlib: pip install matplotlib.") from None
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, *arguments)

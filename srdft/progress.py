@@ -93,6 +93,6 @@ def _board(folder):
         from tensorboardX import SummaryWriter
     except ImportError:
         raise InputError(
-            "train.tensorboard = true needs tensorboardX: pip install 'srdft[tensorboard]'."
+            "train.tensorboard = true needs tensorboardX: pip install tensorboardX."
         ) from None
     return SummaryWriter(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -88,10 +89,11 @@ class Sampler(eqx.Module):
     workers: Workers = Workers()
 
     def __check_init__(self):
-        cold = [t for t in self.temperatures if not t > 0]
-        if cold or not self.temperatures:
+        wrong = [t for t in self.temperatures if not 0 < t < math.inf]
+        if wrong or not self.temperatures:
             raise InputError(
-                f"temperatures {self.temperatures}: one or more are needed, all above 0 kelvin."
+                f"temperatures {self.temperatures}: one or more are needed, all above 0 kelvin and "
+                "finite."
             )
 
     @property

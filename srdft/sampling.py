@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qchem import program
-from srdft.diagnostics import diagnose, quantities
+from srdft.diagnostics import FEWEST, diagnose, quantities
 from srdft.experiment import Experiment, build_sampler
 
 
@@ -46,7 +46,10 @@ class Collected(eqx.Module):
         ]
         for name, (size, rhat) in self.diagnostics.items():
             if not math.isfinite(size):
-                lines.append(f"{name:16s} too few geometries, or none that moved, for R-hat")
+                lines.append(
+                    f"{name:16s} too few geometries of each chain, or none that moved, for R-hat: "
+                    f"{FEWEST} of each are needed"
+                )
                 continue
             lines.append(f"{name:16s} effective samples {size:7.1f}   R-hat {rhat:.3f}")
         return "\n".join(lines)

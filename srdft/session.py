@@ -61,16 +61,17 @@ class Journal:
 
 
 def read_metrics(run: Path) -> list[Metrics]:
-    """The complete lines of a run's `metrics.jsonl`."""
+    """The lines of a run's `metrics.jsonl`; those that are damaged, as one that was cut off while
+    it was written, are passed over."""
     path = run / METRICS
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break  # cut off while it was written
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 

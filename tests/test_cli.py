@@ -1,9 +1,11 @@
 """The command line: flags, JSON, exit codes and messages; the calculation itself is a stand-in."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +230,25 @@ def test_out_is_checked_before_the_calculation(capsys, calls, tmp_path, place):
     assert calls == []
 
 
+def test_a_full_disk_does_not_lose_the_result(capsys, monkeypatch, tmp_path):
+    """The file is kept where there is room; without, that is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    place = tmp_path / "r" / "result.json"
+    place.parent.mkdir()
+    code, _, err = run(capsys, WATER, "--out", place)
+    assert code == 1 and "No space left" in err and "no room for it" in err
+    (tmp_path / "elsewhere").mkdir()
+    code, _, err = run(capsys, WATER, "--out", place)
+    (kept,) = (tmp_path / "elsewhere").iterdir()
+    assert code == 1 and str(kept) in err and json.loads(kept.read_text())["energy"] == -76.25
+    assert list(place.parent.iterdir()) == []
+
+
 def test_out_does_not_overwrite_the_geometry(capsys, calls, tmp_path):
     file = tmp_path / "water.xyz"
     file.write_text(Path(WATER).read_text())
@@ -324,6 +345,23 @@ def test_validate_exits_with_its_verdict(capsys, monkeypatch, deviation, code):
     out, err = capsys.readouterr()
     assert all(word in out for word in ("quantity", "overlap", "dipole", "1e-10", "ok"))
     assert ("MISS" in out) == ("overlap" in err) == (code == 1)
+
+
+@pytest.mark.parametrize("package", ["qchem", "srdft"])
+def test_an_interrupt_while_modules_are_imported(package):
+    """It ends the process at once, with its code and no traceback."""
+    code = (
+        f"import builtins, os, signal, {package}.__main__ as command\n"
+        "imported = builtins.__import__\n"
+        "def interrupted(name, *arguments):\n"
+        "    if name == 'tyro':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return imported(name, *arguments)\n"
+        "builtins.__import__ = interrupted\n"
+        "command.main()\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
 
 
 def test_a_process_of_its_own(tmp_path):

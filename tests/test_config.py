@@ -27,7 +27,9 @@ def test_a_file_holds_only_what_differs(tmp_path):
 
 
 def test_the_resolved_configuration_reads_back(tmp_path):
-    text = '[[family]]\nxyz = "a.xyz"\ndata = "b \\"c\\".npz"\n[[family]]\nxyz = "d.xyz"\n'
+    text = (
+        '[[family]]\nxyz = "a \U0001f600é.xyz"\ndata = "b \\"c\\".npz"\n[[family]]\nxyz = "d.xyz"\n'
+    )
     config = load(tmp_path, text)
     assert from_dict(tomllib.loads(to_toml(config))) == config
     assert from_dict(to_dict(config)) == config
@@ -47,7 +49,16 @@ def test_the_resolved_configuration_reads_back(tmp_path):
         ("[train]\nbatch = 0", "train.batch = 0; it must be positive"),
         ("[train]\nsteps = -1", "it must be 0 or more"),
         ("[sampler]\nladder = 600", "a list is needed"),
-        ("[sampler]\nladder = [400]", "must rise"),
+        ("[sampler]\nladder = [400]", "rise from 500.0 kelvin"),
+        ("[sampler]\nladder = [600, inf]", "must be finite"),
+        (
+            "[sampler]\ntemperature = inf",
+            "temperature = inf; it must be positive, and finite",
+        ),
+        ("[train]\nridge = inf", "train.ridge = inf"),
+        ("[train]\nseed = -1", "train.seed = -1; seeds are from 0"),
+        ("[train]\nseed = 99999999999999999999", "seeds are from 0"),
+        ("data_seed = -1", "family.data_seed = -1"),
         ("[buffer]\ndata_share = 2", "it lies from 0 to 1"),
         ("grid = 17", "family.grid = 17; levels are 0 to 9"),
         ("train = 3", "a section with keys of its own"),
@@ -58,6 +69,13 @@ def test_mistakes_are_named(tmp_path, text, message):
     with pytest.raises(InputError) as caught:
         load(tmp_path, text if text.startswith("train") else MINIMAL + text)
     assert message in str(caught.value) and "experiment.toml" in str(caught.value)
+
+
+def test_families_have_names_of_their_own(tmp_path):
+    two = '[[family]]\nxyz = "a/w.xyz"\n[[family]]\nxyz = "b/w.xyz"\n'
+    with pytest.raises(InputError, match="two families are called 'w'"):
+        load(tmp_path, two)
+    assert load(tmp_path, two, "family.0.name=v").family[0].name == "v"
 
 
 def test_a_geometry_and_a_file_are_needed(tmp_path):

@@ -30,10 +30,10 @@ def test_many_frames_from_xyz(tmp_path):
     np.testing.assert_allclose(read.positions * BOHR_IN_ANGSTROM, frames, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("key", ["Z", "z"])
-def test_npz_of_both_kinds(tmp_path, key):
+@pytest.mark.parametrize("keys", [("Z", "R"), ("z", "R"), ("nuclear_charges", "coords")])
+def test_npz_of_each_kind(tmp_path, keys):
     path, frames = tmp_path / "w.npz", shaken(4)
-    np.savez(path, **{key: np.array(NUMBERS, np.int32), "R": frames, "E": np.zeros(4)})
+    np.savez(path, **dict(zip(keys, (np.array(NUMBERS, np.uint8), frames))), E=np.zeros(4))
     read = load_frames(path)
     assert read.numbers == NUMBERS
     np.testing.assert_allclose(read.positions * BOHR_IN_ANGSTROM, frames, rtol=0, atol=1e-12)
@@ -93,10 +93,13 @@ def test_atoms_are_put_in_the_order_of_the_family():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"Z": np.array(NUMBERS)}, "positions R"),
-        ({"R": np.zeros((2, 3, 3))}, "atomic numbers Z"),
-        ({"Z": np.array(NUMBERS), "R": np.zeros((3, 3))}, r"R has shape \(3, 3\)"),
-        ({"Z": np.array(NUMBERS), "R": np.zeros((0, 3, 3))}, "R has shape"),
+        ({"Z": np.array(NUMBERS)}, r"positions \(R or coords\)"),
+        ({"R": np.zeros((2, 3, 3))}, r"atomic numbers \(Z or z or nuclear_charges\)"),
+        ({"Z": np.array(NUMBERS), "R": np.zeros((3, 3))}, r"positions have shape \(3, 3\)"),
+        ({"Z": np.array(NUMBERS), "R": np.zeros((0, 3, 3))}, "positions have shape"),
+        ({"Z": np.array(NUMBERS), "R": shaken(2) + 1j}, "dtype complex128"),
+        ({"Z": np.array(NUMBERS), "R": np.full((2, 3, 3), "x")}, "numbers are needed"),
+        ({"Z": np.array(NUMBERS), "R": shaken(2) * [[[1.0]], [[0.0]]]}, "frame 2 two atoms are 0 "),
         ({"Z": np.array([8.0, 1, 1]), "R": shaken(2)}, "one integer for each"),
         ({"Z": np.array([8, 1, 99]), "R": shaken(2)}, "atomic number 99"),
         ({"Z": np.array(NUMBERS), "R": shaken(2) * np.nan}, "not finite"),

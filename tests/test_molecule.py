@@ -47,10 +47,14 @@ def test_unit_is_converted_once(tmp_path):
         XYZ.replace("\n", "\r\n"),
         '3\nLattice="9 0 0" Properties=species:S:1:pos:R:3:forces:R:3\n'
         "O 0 0 0 1 2 3\nH 0.95 0 0 1 2 3\nH -0.2 0.9 0 1 2 3\n",
+        '3\nProperties="forces:R:3:id:I:1:species:S:1:pos:R:3" energy=-76\n'
+        "1 2 3 7 O 0 0 0\n1 2 3 8 H 0.95 0 0\n1 2 3 9 H -0.2 0.9 0\n",
+        "3\nProperties=Z:I:1:mass:R:1:pos:R:3\n8 16 0 0 0\n1 1 0.95 0 0\n1 1 -0.2 0.9 0\n",
         "3\n\n8 0 0 0\n1 9.5D-1 0 0\n1 -0.2 0.9 0\n",
         XYZ.replace("O", "\to"),
     ],
-    ids=["blank lines", "windows", "extended", "numbers and Fortran", "lower case"],
+    ids=["blank lines", "windows", "extended", "forces first", "numbers first"]
+    + ["numbers and Fortran", "lower case"],
 )
 def test_xyz_dialects(tmp_path, text):
     molecule = Molecule.from_xyz(write(tmp_path, text))
@@ -71,6 +75,8 @@ def test_xyz_dialects(tmp_path, text):
         ("2" + XYZ[1:], "line 5.*follows the 2 atoms"),
         (XYZ + XYZ, "line 6.*single frame"),
         (XYZ.replace("0.95", "nan"), "atom 2 are not finite"),
+        ("1\nProperties=species:S:1:forces:R:3\nO 0 0 0\n", "line 2.*pos:R:3 are needed"),
+        ("1\nProperties=species:S:1:pos:R\nO 0 0 0\n", "line 2.*name:type:columns"),
     ],
 )
 def test_malformed_xyz_names_the_line(tmp_path, text, message):

@@ -159,7 +159,7 @@ def test_samples_go_on_from_chains_that_are_warmed_up(trained):
     assert other.step_size != found.step_size
 
 
-def test_plots_are_drawn(trained, capsys):
+def test_plots_are_drawn(trained, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     reference = write_xyz(trained / "reference.xyz", np.linspace(0.65, 0.9, 12))
     code, _, err = run(capsys, "plot", trained / "run", "--data", reference)
@@ -170,6 +170,9 @@ def test_plots_are_drawn(trained, capsys):
     assert all(name in err for name in names)
     for path in (trained / "run" / "plots").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+    monkeypatch.setattr(plot, "quantities", lambda *_: {})  # of atoms far apart: no bonds
+    code, _, err = run(capsys, "plot", trained / "run")
+    assert code == 0 and "curve.png" in err and "coordinates.png" not in err
 
 
 def test_files_belong_to_the_family_that_has_their_atoms(tmp_path):
@@ -220,6 +223,10 @@ def test_resume_goes_on_and_refuses_another_training(trained, capsys):
     ):
         code, _, err = run(capsys, "train", config, "--out", out, "--resume", "--set", change)
         assert code == 2 and message in err
+    (trained / "h2.xyz").rename(trained / "gone.xyz")  # which the checkpoint does not need
+    code, _, err = run(capsys, "train", config, "--out", out, "--resume", "--set", "train.steps=8")
+    assert code == 0 and "goes on after step 10" in err
+    (trained / "gone.xyz").rename(trained / "h2.xyz")
     helium = trained / "other.toml"
     helium.write_text(CONFIG.replace("h2.xyz", "other.xyz"))
     (trained / "other.xyz").write_text("1\n\nHe 0 0 0\n")
@@ -261,6 +268,34 @@ def test_wrong_input_has_code_2(trained, capsys, tmp_path, monkeypatch):
         (("sample", trained / "run", "--n", 0, "--out", tmp_path / "s.xyz"), "1 or more"),
         (("sample", trained / "run", "--n", 4, "--out", scan / "s.xyz"), "cannot write"),
         (("plot", tmp_path), "srdft train writes"),
+        (("evaluate", trained / "run", "--data", scan, "--seed", -1), "seeds are from 0"),
+        (("sample", trained / "run", "--n", 4, "--out", tmp_path / "s.xyz", "--seed", -1), "seeds"),
+        (
+            (
+                "sample",
+                trained / "run",
+                "--n",
+                4,
+                "--out",
+                tmp_path / "s.xyz",
+                "--temperature",
+                "inf",
+            ),
+            "finite",
+        ),
+        (
+            (
+                "train",
+                trained / "h2.toml",
+                "--out",
+                tmp_path / "run",
+                "--coordinator",
+                "127.0.0.1:9",
+                "--process",
+                1,
+            ),
+            "--process 1 of --processes 1",
+        ),
         (("train", wrong, "--out", tmp_path / "run"), "did you mean sampler.chains?"),
         (("train", trained / "h2.toml", "--out", tmp_path / "run", "--set", "x"), "section.key"),
         (("train", trained / "h2.toml", "--out", scan / "run"), "cannot write"),

@@ -62,6 +62,12 @@ def test_training_lowers_the_error(finished):
     assert float(best.best) == float(state.best)
 
 
+def test_damaged_lines_of_the_metrics_are_passed_over(tmp_path):
+    lines = b'{"step": 1}', b'{"step": 2}\xff', b"3", b'{"energy": 1}', b'{"step": 4}', b'{"ste'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 4]
+
+
 def test_families_train_one_model_together(tmp_path):
     trainer, state = toy_trainer(molecules=(DIATOMIC, TRIATOMIC))
     _, state = train(tmp_path, trainer, state)
