@@ -340,12 +340,14 @@ def program_options() -> dict[str, Any] | None:
     """What `program` gives the compiler of the default device, as far as its XLA knows it."""
     if jax.default_backend() != "cpu":
         return None
-    return {name: value for name, value in QUICK.items() if _is_known(name, value)}
+    if _are_known(QUICK):
+        return QUICK
+    return {name: value for name, value in QUICK.items() if _are_known({name: value})}
 
 
-def _is_known(option, value):
+def _are_known(options):
     try:
-        jax.jit(lambda: 0, compiler_options={option: value})()
+        jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:
         return False
     return True
