@@ -65,10 +65,11 @@ def test_kernels_sample_a_gaussian(kernel):
         along = positions[:, :, 0, axis]
         assert_mean(along, 0.0)
         assert_mean(along**2, WIDTH[0, axis] ** 2)
-    # Long trajectories end at the limit of stability of the narrowest direction, where acceptance
-    # falls from 0.9 to 0 within a few per cent of the step: what is frozen there stays below it.
-    excess = info.acceptance - sampler.kernel.target_acceptance
-    assert -0.12 < excess < (0.33 if kernel == "hmc" else 0.12)
+    if kernel == "hmc":
+        # Its step ends at the limit of stability of the narrowest direction, where acceptance falls
+        # from 0.9 to 0 within a few per cent: what the adaptation holds is the mean while it lasts.
+        _, _, info = run(make(gaussian, kernel, warmup=10_000), np.zeros((8, 1, 3)), 1500)
+    assert abs(info.acceptance - sampler.kernel.target_acceptance) < 0.12
     assert info.impossible == 0 and info.dissociated == 0
 
 
