@@ -45,7 +45,8 @@ def fitted_energy(
 
     Args:
         mesh: Devices that share the auxiliary functions.
-        dtype: Of products of (ab|P) with orbitals; by default that of the orbitals.
+        dtype: Of products in the derivative; by default that of the orbitals. Not of (ij|P),
+            whose rounding V^-1 would enlarge.
         turn: If given, the orbitals are `factor` times this matrix, which is upper triangular; see
             `qchem.scf.orbitals.held_and_turn`.
     """
@@ -125,14 +126,13 @@ class _Contracted(eqx.Module):
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
     share: Share = eqx.field(static=True)
-    dtype: jnp.dtype = eqx.field(static=True)  # of products with (ab|P)
+    dtype: jnp.dtype = eqx.field(static=True)  # of products in the slopes
 
     @classmethod
     def build(
         cls, three, two, factor, coulomb: float, exchange: float, share=ALONE, dtype=None
     ) -> _Contracted:
         """From (ab|P), (P|Q) and orbitals."""
-        dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
         nspin, nao, nocc = factor.shape
         own = three.shape[1]
         lower = lower_factor(two)
@@ -142,14 +142,13 @@ class _Contracted(eqx.Module):
         energy = 0.5 * coulomb * jnp.sum(charge**2)
         products = integrals = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
-            short = factor.astype(dtype)
 
             def add(products, start, columns):
-                half = jnp.swapaxes(_transformed(short, columns[None]), 1, 2)
-                part = _transformed(short, half).astype(products.dtype)
+                half = jnp.swapaxes(_transformed(factor, columns[None]), 1, 2)
+                part = _transformed(factor, half)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
-            products = integrals = over_columns(add, products, three, nao, dtype)
+            products = integrals = over_columns(add, products, three, nao, factor.dtype)
             rows = share.to_rows(products.reshape(-1, own))
             rows = solved(lower, rows, transpose_a=True)
             energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
@@ -157,6 +156,7 @@ class _Contracted(eqx.Module):
             products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
         charge = solved(lower, charge, transpose_a=False)[0]
         fitted = share.part(charge), products, integrals
+        dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
         return cls(energy, *fitted, coulomb, exchange, share, dtype)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:

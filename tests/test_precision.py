@@ -17,6 +17,7 @@ from tests import jaxprs
 
 NUMBERS = (1, 1)
 POSITIONS = np.array([[0.0, 0.0, 0.2], [0.3, 0.1, -1.2]])
+WATER = [[0.0, 0.0, 0.22], [0.0, 1.43, -0.89], [0.0, -1.43, -0.89]]  # bohr
 MOLECULE = qchem.Molecule.from_arrays(NUMBERS, POSITIONS, unit="bohr")
 SINGLE_ATOL = 1e-4  # hartree
 MIXED_ATOL = 1e-5  # hartree
@@ -83,6 +84,23 @@ def test_mixed_energy():
     assert mixed.settings["precision"] == "mixed"
     assert mixed.scf.fock.dtype == np.float64
     assert 0 < abs(mixed.energy - double.energy) < MIXED_ATOL
+
+
+@pytest.mark.parametrize(
+    "derivative, atol", [(0, 1e-11), pytest.param(1, 1e-6, marks=pytest.mark.slow)]
+)
+def test_mixed_at_given_orbitals(derivative, atol):
+    """Products that the metric is divided out of are not float32: its inverse is large."""
+    positions = jnp.asarray(WATER)
+
+    @partial(jax.jit, static_argnums=0)
+    def found(precision):
+        options = {"two_electron": "df", "precision": precision}
+        method = qchem.energy_fn((8, 1, 1), "def2-svp", "hf", **options).method
+        of = jax.grad(method.energy) if derivative else method.energy
+        return of(positions, jnp.eye(method.basis.nao, 5)[None])
+
+    assert_allclose(found("mixed"), found("double"), rtol=0, atol=atol)
 
 
 @pytest.mark.slow
