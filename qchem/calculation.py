@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.library import default_auxiliary
+from qchem.compilation import unchanging
 from qchem.devices import GEOMETRY, MOLECULE, mesh_for
 from qchem.energy_function import EnergyFunction, check_precision
 from qchem.errors import InputError
@@ -328,8 +329,10 @@ def _padded(*names) -> Padded:
     _, basis, _, aux, grid, *_ = names
     method = _cached(_build, names)
     if any(isinstance(given, Basis | Grid) for given in (basis, aux, grid)):
-        return Padded.unchanged(method)
-    return Padded.build(method, _thawed(basis), _thawed(aux), grid)
+        padded = Padded.unchanged(method)
+    else:
+        padded = Padded.build(method, _thawed(basis), _thawed(aux), grid)
+    return replace(padded, method=unchanging(padded.method))
 
 
 def _basis(numbers, basis, spherical, auxiliary):

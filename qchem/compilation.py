@@ -18,13 +18,15 @@ from contextlib import contextmanager, suppress
 from functools import cache, update_wrapper
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
+from jaxtyping import PyTree
 
 from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
 from qchem.linear_algebra import prepare_lapack
@@ -170,7 +172,7 @@ def _is_array(x):
     return isinstance(x, jax.Array | np.ndarray | np.generic)
 
 
-class _Abstract(eqx.Module):
+class _Abstract(NamedTuple):
     """What a program knows of an array."""
 
     shape: tuple[int, ...]
@@ -195,6 +197,7 @@ class _Executable:
 
     def __init__(self, compiled: Callable[..., Any], skeleton: Any):
         self._compiled = compiled
+        self._places = compiled.input_shardings[0]  # None where an array is not used
         self._leaves, self._tree = jax.tree.flatten(skeleton)
 
     @classmethod
@@ -231,9 +234,37 @@ class _Executable:
             return None
 
     def __call__(self, arrays):
-        values = iter(self._compiled(*arrays))
+        values = iter(self._compiled(*map(_placed, arrays, self._places)))
         leaves = [next(values) if isinstance(x, _Hole) else x for x in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)
+
+
+def unchanging(tree: PyTree) -> PyTree:
+    """The same with NumPy arrays that cannot be changed: programs take them to a device once."""
+
+    def of(x):
+        if isinstance(x, np.ndarray):
+            x = x.copy()
+            x.flags.writeable = False
+        return x
+
+    return jax.tree.map(of, tree)
+
+
+_known_places: dict[Any, tuple[ref, jax.Array]] = {}
+
+
+def _placed(x, place):
+    """An array where a program wants it, if that is known to be for more than once."""
+    lasting = type(x) is np.ndarray and not x.flags.writeable and x.flags.owndata
+    if not lasting or place is None or not place.is_fully_addressable:
+        return x
+    key = id(x), place
+    found = _known_places.get(key)
+    if found is None or found[0]() is not x:
+        forget = ref(x, lambda _: _known_places.pop(key, None))
+        found = _known_places[key] = forget, jax.device_put(x, place)
+    return found[1]
 
 
 def _compiled(function, tree, fixed, arrays):

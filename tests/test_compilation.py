@@ -194,3 +194,20 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out_alone(monkeypatch
     assert known and known.items() <= compilation.QUICK.items()
     monkeypatch.setattr(compilation, "QUICK", {"xla_of_no_version": True, **compilation.QUICK})
     assert plain() == known
+
+
+def test_what_cannot_change_is_taken_to_a_device_once(monkeypatch):
+    """What can, each time; and nothing is kept longer than its array."""
+    given, taken = [OVERLAP, *compilation.unchanging([OVERLAP])], []
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *to: taken.append(x) or put(x, *to))
+    add = program(lambda x, y: x + y)
+    for factor in (1.0, 2.0):
+        given[0] = factor * OVERLAP
+        assert_allclose(add(*given), given[0] + OVERLAP)
+    assert sum(x is given[1] for x in taken) == 1
+    (weak,) = [found[0] for found in compilation._known_places.values() if found[0]() is given[1]]
+    taken.clear()
+    given.clear()
+    assert weak() is None
+    assert all(found[0] is not weak for found in compilation._known_places.values())
