@@ -73,7 +73,7 @@ def run(case: Case, repeats: int, with_pyscf: bool) -> dict[str, Any]:
     for n, positions in enumerate(order):
         mol = qchem.Molecule.from_arrays(numbers, positions, unit="bohr")
         with count_compilations() as compilations:
-            result, seconds = stopwatch(lambda m=mol: qchem.energy(m, **settings))
+            result, seconds = stopwatch(lambda m=mol: qchem.energy(m, forces=True, **settings))
             energies.append(seconds)
             force, seconds = stopwatch(result.forces)
             forces.append(seconds)

@@ -78,7 +78,9 @@ class Calculator(AbstractCalculator):
         if self.atoms.pbc.any():
             raise InputError("atoms are periodic; qchem calculates molecules: atoms.pbc = False.")
         if self.result is None or {"positions", "numbers"} & {*system_changes}:
-            self.result = self._converged()
+            # Until it succeeds there is none: ASE would take an older one for that of these atoms.
+            before, self.result = self.result, None
+            self.result = self._converged(before)
         result = self.result
         self.results["energy"] = result.energy * Hartree
         self.results["free_energy"] = result.free_energy * Hartree
@@ -86,7 +88,7 @@ class Calculator(AbstractCalculator):
         if "forces" in properties:
             self.results["forces"] = result.forces() * (Hartree / Bohr)
 
-    def _converged(self) -> Result:
+    def _converged(self, before: Result | None) -> Result:
         parameters = dict(self.parameters)
         molecule = Molecule.from_arrays(
             self.atoms.numbers,
@@ -95,8 +97,8 @@ class Calculator(AbstractCalculator):
             charge=parameters.pop("charge"),
             multiplicity=parameters.pop("multiplicity"),
         )
-        if self.result is not None and self.result.molecule.numbers == molecule.numbers:
-            again = energy(molecule, **parameters | {"guess": self.result})
+        if before is not None and before.molecule.numbers == molecule.numbers:
+            again = energy(molecule, **parameters | {"guess": before})
             if again.converged:
                 return again
         return energy(molecule, **parameters).require_converged()

@@ -208,7 +208,10 @@ def _batch(method, arguments, alike, options, solver, forces):
             "residual": scf.residual,
             "cycles": scf.cycles,
         }
-        return found | ({"gradient": gradient(method, positions, scf.factor)} if forces else {})
+        if forces:
+            fitted = hamiltonian.fitted if method.reuses_fitted else None
+            found["gradient"] = gradient(method, positions, scf.factor, fitted=fitted)
+        return found
 
     shared, rows = (method, None) if alike else (None, method)
     return map_together(one, (rows, arguments), len(arguments[0]))

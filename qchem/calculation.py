@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from numbers import Integral, Real
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
-from qchem.basis.library import default_auxiliary
+from qchem.basis.library import check_auxiliary, default_auxiliary
 from qchem.compilation import unchanging
 from qchem.devices import GEOMETRY, MOLECULE, mesh_for
 from qchem.energy_function import EnergyFunction, check_precision
@@ -33,9 +35,10 @@ from qchem.scf.orbitals import check_occupation
 from qchem.scf.solve import solve
 from qchem.scf.start import Guess
 from qchem.xc.functional import Functional
-from qchem.xc.learned import SUFFIX, AnyFunctional, load_functional
+from qchem.xc.learned import SUFFIX, AnyFunctional, LearnedFunctional, load_functional
 
 BasisLike = str | Mapping[str, str] | Basis
+_WHOLE = {"max_cycles", "diis_size", "patience", "stall"}
 GridLike = int | tuple[int, int] | Grid
 
 
@@ -81,7 +84,8 @@ def energy(
         follow_instability: Go on downhill where the solution is a saddle point of the energy.
         field: A uniform electric field, hartree/(e bohr).
         forces: The result will be asked for forces: where the memory would not hold their part of
-            the calculation, that is said at the start; and their program is made meanwhile.
+            the calculation, that is said at the start; their program is made meanwhile; and small
+            three-index integrals are kept for them.
         mesh: Devices that share integrals and grid, by one axis called "molecule": see
             `qchem.use_cores`.
         precision: "mixed" has float32 where most of the time goes, for devices that are slow in
@@ -131,7 +135,7 @@ def energy(
         "xc": method.functional.name,
         "two_electron": two_electron,
         "aux": method.aux.name if method.aux is not None else None,
-        "grid": grid if isinstance(grid, int | tuple) else "given",
+        "grid": "given" if isinstance(grid, Grid) else grid,
         "cartesian": not method.basis.spherical,
         "charge": molecule.charge,
         "multiplicity": molecule.multiplicity,
@@ -145,7 +149,8 @@ def energy(
         **options,
     }
     scf = padded.cut(scf, nocc)
-    return Result(molecule, padded, hamiltonian, scf, energies, settings, timings)
+    fitted = hamiltonian.fitted if forces and padded.method.reuses_fitted else None
+    return Result(molecule, padded, hamiltonian, scf, energies, settings, timings, fitted)
 
 
 def energy_fn(
@@ -241,6 +246,16 @@ def resolved_options(options: dict[str, Any], precision: Precision = "double") -
             f"unknown option {', '.join(unknown)}; SCF options are tolerance, "
             f"{', '.join(sorted(known))}."
         )
+    if {"tolerance", "residual_tolerance"} <= options.keys():
+        raise InputError("tolerance and residual_tolerance are two names of one option.")
+    for name in sorted(_WHOLE & renamed.keys()):
+        given = renamed[name]
+        whole = isinstance(given, Integral) and not isinstance(given, bool)
+        if not (whole or (name == "stall" and given is None)):
+            raise InputError(f"{name} = {given!r}; a whole number is needed.")
+    smearing = renamed.get("smearing", 0.0)
+    if not isinstance(smearing, Real) or not 0 <= smearing < math.inf:
+        raise InputError(f"smearing = {smearing!r} hartree; a finite number, 0 or more, is needed.")
     return (MIXED_TOLERANCES if precision == "mixed" else {}) | renamed
 
 
@@ -265,15 +280,42 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
         raise InputError(f"two_electron = {two_electron!r}; 'exact' and 'df' are available.")
     if two_electron == "exact" and aux is not None:
         raise InputError(f"auxiliary basis {aux!r} is for density fitting: two_electron='df'.")
+    for what, given in (("basis", basis), ("aux", aux)):
+        by_element = isinstance(given, Mapping) and all(
+            isinstance(x, str) for x in (*given, *given.values())
+        )
+        left_out = what == "aux" and given is None
+        if not (isinstance(given, str | Basis) or by_element or left_out):
+            raise InputError(
+                f"{what} = {given!r}; a name, one for each element symbol, or a Basis will do."
+            )
+    if not isinstance(xc, str | Functional | LearnedFunctional):
+        raise InputError(f"xc = {xc!r}; a name, such as 'b3lyp', or a functional will do.")
+    if isinstance(grid, Integral) and not isinstance(grid, bool):
+        grid = int(grid)
+    elif not (isinstance(grid, Grid) or _are_sizes(grid)):
+        raise InputError(
+            f"grid = {grid!r}; a level from 0 to 9, numbers of (radial, angular) points such as "
+            "(75, 302), or a Grid will do."
+        )
     if two_electron == "df" and aux is None:
-        if not isinstance(basis, str):
+        if isinstance(basis, Basis):
             raise InputError("density fitting of a basis without a name needs aux=.")
-        aux = default_auxiliary(basis)
+        aux = default_auxiliary(basis, molecule.numbers)
+    for name in aux.values() if isinstance(aux, Mapping) else (aux,):
+        if isinstance(name, str):
+            check_auxiliary(name)
     if isinstance(xc, str):
         xc = load_functional(xc) if xc.endswith(SUFFIX) else Functional.from_name(xc)
     charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
     names = molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
     return *names, precision
+
+
+def _are_sizes(grid):
+    """Whether it is a tuple of two whole numbers."""
+    whole = isinstance(grid, tuple) and all(type(n) is int for n in grid)
+    return whole and len(grid) == 2
 
 
 def _cached(build, names):
@@ -290,7 +332,8 @@ def _in_field(method: Method, field) -> Method:
         return method
     if not isinstance(field, jax.Array):  # which may be traced
         field = np.asarray(field)
-        if not (np.issubdtype(field.dtype, np.number) and np.isfinite(field).all()):
+        real = np.issubdtype(field.dtype, np.integer) or np.issubdtype(field.dtype, np.floating)
+        if not (real and np.isfinite(field).all()):
             raise InputError(f"field = {field.tolist()}; three finite numbers are needed.")
         field = field.astype(float)
     if field.shape != (3,):

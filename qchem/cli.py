@@ -64,7 +64,7 @@ class Energy:
     cores: int | None = None
     """Cores that share the calculation, without an accelerator; by default all there are."""
     json: bool = False
-    """Print one JSON object to stdout."""
+    """Print one JSON object to stdout; without it, text for people goes to stderr."""
     out: Path | None = None
     """Also write that JSON object to a file; an existing one is replaced once all has converged."""
     debug: bool = False
@@ -140,6 +140,8 @@ def _energy(options: Energy) -> int:
         settings |= {"multiplicity": options.multiplicity, "versions": versions()}
         report = jsonable(report | {"settings": settings})
         text = json.dumps(report, allow_nan=False)
+        if report["converged"]:
+            write(text + "\n")
         if options.json:
             print(text, flush=True)
         else:
@@ -147,7 +149,6 @@ def _energy(options: Energy) -> int:
         if not report["converged"]:
             say(_unconverged(report))
             return 1
-        write(text + "\n")
     return 0
 
 

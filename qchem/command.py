@@ -8,9 +8,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from secrets import token_hex
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -92,7 +93,7 @@ def output_file(path: Path, source: Path | None = None) -> Iterator[Callable[[st
         InputError: The file cannot be written.
     """
     target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{token_hex(8)}.part")
     try:
         if source is not None and target == source.resolve():
             raise InputError(f"--out would overwrite the geometry {str(source)!r}.")
@@ -113,7 +114,7 @@ def output_file(path: Path, source: Path | None = None) -> Iterator[Callable[[st
                 f"cannot write {str(path)!r}: {error.strerror}. {_saved(text)}"
             ) from error
 
-    previous = _interrupts_raise()
+    previous = leave_when_interrupted(temporary)
     try:
         yield write
     finally:
@@ -132,21 +133,29 @@ def _saved(text):
     return f"It is kept in {file.name!r}."
 
 
-def _interrupts_raise():
-    """From now on Ctrl-C is an exception; what it was before."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGINT, signal.default_int_handler)
+def leave_when_interrupted(temporary: Path | None = None) -> Any:
+    """From now on Ctrl-C ends the process at once, with its exit code: an exception would end in a
+    traceback, a crash or nothing at all where modules are imported or the compiler is at work.
 
+    Args:
+        temporary: A file to remove.
 
-def leave_when_interrupted() -> None:
-    """From now on Ctrl-C ends the process at once, with its exit code: before there is something to
-    put in order, while modules are imported, it would be a traceback, or be lost."""
+    Returns:
+        What Ctrl-C did before; None in a thread, which cannot change it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
 
     def leave(number, frame):
-        os.write(2, b"interrupted\n")
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # which a bar of progress hides
+        with suppress(OSError):
+            os.write(2, show_cursor + b"interrupted\n")
         os._exit(INTERRUPTED)
 
-    signal.signal(signal.SIGINT, leave)
+    return signal.signal(signal.SIGINT, leave)
 
 
 def jsonable(value: Any) -> Any:

@@ -127,7 +127,8 @@ class Program:
         """Have the program found, or else compiled, in another thread while this one goes on.
 
         Args:
-            *args, **kwargs: As in the call to come, but for the elements of arrays.
+            *args, **kwargs: As in the call to come, but for the elements of arrays, or
+                `jax.ShapeDtypeStruct` in their place.
         """
 
         def make():
@@ -169,7 +170,7 @@ class _Request:
 
 
 def _is_array(x):
-    return isinstance(x, jax.Array | np.ndarray | np.generic)
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 class _Abstract(NamedTuple):
@@ -182,6 +183,8 @@ class _Abstract(NamedTuple):
 
     @classmethod
     def of(cls, x) -> _Abstract:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return cls(x.shape, x.dtype, False, x.sharding)
         if not isinstance(x, jax.Array):
             return cls(x.shape, x.dtype, False, None)
         weak = getattr(x, "weak_type", False)  # keys of random numbers have none

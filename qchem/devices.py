@@ -39,6 +39,8 @@ def mesh_for(mesh: Mesh | None, axis: str) -> Mesh | None:
     """
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise InputError(f"mesh = {mesh!r} is no jax.sharding.Mesh; qchem.use_cores() makes one.")
     if mesh.axis_names not in ((GEOMETRY,), (MOLECULE,)):
         raise InputError(
             f"a mesh with the axes {mesh.axis_names}; one axis is needed, {GEOMETRY!r} (of a batch)"

@@ -150,15 +150,17 @@ def _mapped(rest, mesh, chunk, moving=None):
 def _evaluate(variables, rest, moving):
     """Energy, and where some variables move its derivatives in them; compiled once for each."""
     function, positions = eqx.combine(variables, rest)
-    scf = function.solve(positions)
+    fixed = constant(in_dtype(function, positions.dtype))
+    hamiltonian, scf = _converged(fixed, jax.lax.stop_gradient(positions))
     value = jnp.where(scf.converged, scf.energy, jnp.nan)
     if moving is None:
         return value
     moved, held = eqx.partition(variables, moving)
+    fitted = hamiltonian.fitted if function.method.reuses_fitted else None
 
     def energy(moved):
         function, positions = eqx.combine(moved, held, rest)
-        return function.method.energy(positions, scf.factor)
+        return function.method.energy(positions, scf.factor, fitted=fitted)
 
     return value, jax.grad(energy)(moved)
 
@@ -176,13 +178,20 @@ def _evaluate_each(batched, shared, rest, moving, mesh, chunk):
 
 @eqx.filter_jit
 def _solve(function, positions):
+    return _converged(function, positions)[1]
+
+
+def _converged(function, positions):
+    """The Hamiltonian, and what the SCF has found."""
     hamiltonian, screened = function.method.hamiltonian(positions)
-    options = dict(function.options)
-    return traced(hamiltonian, screened, function.guess, function.nocc, options, function.solver)
+    how = function.guess, function.nocc, dict(function.options), function.solver
+    return hamiltonian, traced(hamiltonian, screened, *how)
 
 
 def check_precision(positions: Float[Array | np.ndarray, "natom 3"]) -> None:
-    """Refuse positions whose dtype JAX would change, or that are no real numbers."""
+    """Refuse positions whose dtype JAX would change, or that are no array of real numbers."""
+    if not isinstance(positions, np.ndarray | jax.Array):
+        raise InputError("positions are no array: give numpy.array(positions, float).")
     dtype = np.dtype(positions.dtype)
     if dtype == np.float64 and not jax.config.jax_enable_x64:
         raise InputError(

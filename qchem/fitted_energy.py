@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from qchem.derivatives import jvp_of_moving, triangular_quotient
 from qchem.devices import ALONE, MOLECULE, Share, spread
-from qchem.fitted_jk import filled_columns, fitting_arrays, over_columns
+from qchem.fitted_jk import filled_columns, fitting_arrays, metric_array, over_columns
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import weighted_fitting
 from qchem.integrals.moments import packed_density, unpack
@@ -36,6 +36,7 @@ def fitted_energy(
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     turn: Float[Array, "nspin nocc nocc"] | None = None,
+    fitted: tuple[Float[Array, "npair own"], ...] | None = None,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
@@ -49,37 +50,41 @@ def fitted_energy(
             whose rounding V^-1 would enlarge.
         turn: If given, the orbitals are `factor` times this matrix, which is upper triangular; see
             `qchem.scf.orbitals.held_and_turn`.
+        fitted: If given, B of each interaction from the same lists, as `DensityFittedJK` has it:
+            (ab|P) need not be made anew. Constant to derivatives, which are right all the same.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
     share = Share.of(mesh)
     energy = partial(_fitted_energy, naux, coulomb, exchange, share, dtype)
-    spreading = spread(energy, mesh, (P(), P(), P(MOLECULE), P(), P()), P())
-    return spreading(pairs, aux, filled_lists(aux, share.count), factor, turn)
+    places = P(), P(), P(MOLECULE), P(), P(), P(None, MOLECULE)
+    spreading = spread(energy, mesh, places, P())
+    fitted = jax.lax.stop_gradient(fitted)
+    return spreading(pairs, aux, filled_lists(aux, share.count), factor, turn, fitted)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
-def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor, turn):
+def _fitted_energy(naux, coulomb, exchange, share, dtype, pairs, aux, own, factor, turn, fitted):
     factor = _turned(factor, turn)
-    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
-    ranges = separated(*over_ranges(integrals, exchange.omega, pairs, aux, own), exchange.omega)
+    lists = pairs, aux, own
+    ranges = _integrals(factor.shape[1], naux, exchange.omega, share, lists, fitted)
     return sum(
-        _Contracted.build(*both, factor, *weights, share, dtype).energy
+        _Contracted.build(*both, factor, *weights, share, dtype, fitted is not None).energy
         for both, weights in zip(ranges, _weights(coulomb, exchange))
     )
 
 
 def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents):
-    *lists, held, turn = primals
-    *of_lists, of_held, of_turn = tangents
+    *lists, held, turn, fitted = primals
+    *of_lists, of_held, of_turn, _ = tangents
     still = lambda dots: all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dots))  # noqa: E731
     within = still(of_held) and not still(of_turn)
     factor = _turned(held, turn)
-    integrals = partial(fitting_arrays, factor.shape[1], naux, share=share)
-    ranges = separated(*over_ranges(integrals, exchange.omega, *lists), exchange.omega)
+    ranges = _integrals(factor.shape[1], naux, exchange.omega, share, lists, fitted)
     energies, of_orbitals, slopes = [], [], []
     for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
-        contracted = _Contracted.build(three, two, factor, *weights, share, dtype)
+        known = fitted is not None
+        contracted = _Contracted.build(three, two, factor, *weights, share, dtype, known)
         energies.append(contracted.energy)
         of_three, of_factor = contracted.slopes(three, factor)
         of_orbitals.append(contracted.slope_within(three, factor) if within else of_factor)
@@ -107,6 +112,20 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
 _fitted_energy.defjvp(_fitted_energy_jvp, symbolic_zeros=True)
 
 
+def _integrals(nao, naux, omega, share, lists, fitted):
+    """(ab|P), or B where it is known, and (P|Q) of each interaction."""
+    if fitted is None:
+        integrals = partial(fitting_arrays, nao, naux, share=share)
+        return separated(*over_ranges(integrals, omega, *lists), omega)
+
+    def metric(_, aux, own):
+        two = metric_array(naux, aux, share)
+        return jnp.zeros((0, sum(rows.index.size for rows in own)), two.dtype), two
+
+    ranges = separated(*over_ranges(metric, omega, *lists), omega)
+    return [(known, two) for known, (_, two) in zip(fitted, ranges, strict=True)]
+
+
 def _weights(coulomb, exchange):
     """Of Coulomb and exchange energy, for each interaction."""
     return (coulomb, exchange.full), (0.0, exchange.attenuated)
@@ -115,14 +134,22 @@ def _weights(coulomb, exchange):
 class _Contracted(eqx.Module):
     """Coulomb and exchange energy of one interaction, and its derivatives.
 
-    E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. `charge` and `products`
-    are q_P and (ij|P) times V^-1, of a device's own P; `integrals` are (ij|P) themselves.
+    E = c/2 q V^-1 q - k/2 sum_sij (ij|V^-1|ij), with the metric V = L L^T. Columns are (ab|P), or B
+    = (ab|P) L^-T where it is known.
+
+    Attributes:
+        energy: E.
+        charge, products: q_P and (ij|P) times V^-1, of a device's own P.
+        integrals: (ij|P), or (ij|P) L^-T, from the columns.
+        dual: What sums over P with the columns take: `charge` and `products`, or of B q L^-T and
+            `integrals`.
     """
 
     energy: Float[Array, ""]
     charge: Float[Array, " own"]
     products: Float[Array, "nspin nocc nocc own"]
     integrals: Float[Array, "nspin nocc nocc own"]
+    dual: tuple[Float[Array, " own"], Float[Array, "nspin nocc nocc own"]]
     coulomb: float = eqx.field(static=True)
     exchange: float = eqx.field(static=True)
     share: Share = eqx.field(static=True)
@@ -130,34 +157,34 @@ class _Contracted(eqx.Module):
 
     @classmethod
     def build(
-        cls, three, two, factor, coulomb: float, exchange: float, share=ALONE, dtype=None
+        cls, columns, two, factor, coulomb, exchange, share=ALONE, dtype=None, known=False
     ) -> _Contracted:
-        """From (ab|P), (P|Q) and orbitals."""
+        """From (ab|P), or B if it is known, (P|Q) and orbitals."""
         nspin, nao, nocc = factor.shape
-        own = three.shape[1]
+        own = columns.shape[1]
         lower = lower_factor(two)
-        charge = jnp.dot(_density(factor), three, precision="highest")
-        charge = share.whole(charge)
-        charge = solved(lower, charge[None], transpose_a=True)
+        fit = (lambda x: x) if known else partial(solved, lower, transpose_a=True)  # times L^-T
+        charge = jnp.dot(_density(factor), columns, precision="highest")
+        charge = fit(share.whole(charge)[None])
+        of_fitted = share.part(charge[0])
         energy = 0.5 * coulomb * jnp.sum(charge**2)
+        charge = share.part(solved(lower, charge, transpose_a=False)[0])
         products = integrals = jnp.zeros((nspin, nocc, nocc, own), factor.dtype)
         if exchange:
 
-            def add(products, start, columns):
-                half = jnp.swapaxes(_transformed(factor, columns[None]), 1, 2)
+            def add(products, start, part):
+                half = jnp.swapaxes(_transformed(factor, part[None]), 1, 2)
                 part = _transformed(factor, half)
                 return jax.lax.dynamic_update_slice_in_dim(products, part, start, 3)
 
-            products = integrals = over_columns(add, products, three, nao, factor.dtype)
-            rows = share.to_rows(products.reshape(-1, own))
-            rows = solved(lower, rows, transpose_a=True)
+            integrals = over_columns(add, products, columns, nao, factor.dtype)
+            rows = fit(share.to_rows(integrals.reshape(-1, own)))
             energy = energy - 0.5 * exchange * share.total(jnp.sum(rows**2))
             rows = solved(lower, rows, transpose_a=False)
             products = share.to_columns(rows, nspin * nocc**2).reshape(products.shape)
-        charge = solved(lower, charge, transpose_a=False)[0]
-        fitted = share.part(charge), products, integrals
+        dual = (of_fitted, integrals) if known else (charge, products)
         dtype = jnp.dtype(factor.dtype if dtype is None else dtype)
-        return cls(energy, *fitted, coulomb, exchange, share, dtype)
+        return cls(energy, charge, products, integrals, dual, coulomb, exchange, share, dtype)
 
     def metric_slope(self) -> Float[Array, "naux naux"]:
         """dE/d(P|Q)."""
@@ -169,24 +196,25 @@ class _Contracted(eqx.Module):
             slope = slope + 0.5 * self.exchange * square
         return slope
 
-    def slope_within(self, three, factor):
+    def slope_within(self, columns, factor):
         """dE/dx of a change dC = C x of the orbitals, which needs (ij|P) and no other integrals."""
         if not self.exchange:
-            slope = self._coulomb_slope(three, factor)
+            slope = self._coulomb_slope(columns, factor)
             return jnp.einsum("sai,saj->sij", factor, slope, precision="highest")
-        slope = self.coulomb * jnp.dot(self.integrals, self.charge, precision="highest")
-        both = self.integrals, self.products
+        charge, products = self.dual
+        slope = self.coulomb * jnp.dot(self.integrals, charge, precision="highest")
+        both = self.integrals, products
         exchange = jnp.einsum("sijp,skjp->sik", *both, precision="highest")
         return 2 * (slope - self.exchange * exchange)
 
-    def _coulomb_slope(self, three, factor):
-        matrix = unpack(jnp.dot(three, self.charge, precision="highest"), factor.shape[1])
+    def _coulomb_slope(self, columns, factor):
+        matrix = unpack(jnp.dot(columns, self.dual[0], precision="highest"), factor.shape[1])
         return 2 * self.coulomb * jnp.einsum("ab,sbi->sai", matrix, factor, precision="highest")
 
-    def slopes(self, three, factor):
+    def slopes(self, columns, factor):
         """dE/d(ab|P), each pair of AOs once, and dE/d(factor)."""
         nao = factor.shape[1]
-        of_factor = self._coulomb_slope(three, factor)
+        of_factor = self._coulomb_slope(columns, factor)
         density = _density(factor)[:, None]
         if not self.exchange:
             return self.coulomb * density * self.charge[None], of_factor
@@ -194,26 +222,27 @@ class _Contracted(eqx.Module):
         twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
         short = factor.astype(self.dtype)
 
-        def half(start, size):
-            """sum_i C_ai (ij|P) V^-1 as (s, j, a, P): the sums below go over its ends."""
-            products = jax.lax.dynamic_slice_in_dim(self.products, start, size, 3)
+        def half(products, start, size):
+            """sum_i C_ai of the products as (s, j, a, P): the sums below go over its ends."""
+            products = jax.lax.dynamic_slice_in_dim(products, start, size, 3)
             turned = _transformed(jnp.swapaxes(short, 1, 2), products.astype(self.dtype))
             return jnp.swapaxes(turned, 1, 2)
 
-        def add(of_factor, start, columns):
-            right = half(start, columns.shape[2])
+        def add(of_factor, start, part):
+            right = half(self.dual[1], start, part.shape[2])
             right = right.reshape(*right.shape[:2], -1)
-            part = jnp.einsum("bx,sjx->sbj", columns.reshape(nao, -1), right, precision="highest")
+            part = jnp.einsum("bx,sjx->sbj", part.reshape(nao, -1), right, precision="highest")
             return of_factor - 2 * self.exchange * part.astype(factor.dtype)
 
         def slope(start, size):
-            square = jnp.einsum("sbj,sjap->bap", short, half(start, size), precision="highest")
+            right = half(self.products, start, size)
+            square = jnp.einsum("sbj,sjap->bap", short, right, precision="highest")
             square = square.astype(factor.dtype)[i, j]
             charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
             return self.coulomb * density * charge[None] - self.exchange * twice * square
 
-        of_factor = over_columns(add, of_factor, three, nao, self.dtype)
-        return filled_columns(slope, three, nao, self.dtype), of_factor
+        of_factor = over_columns(add, of_factor, columns, nao, self.dtype)
+        return filled_columns(slope, columns, nao, self.dtype), of_factor
 
 
 def _turned(held, turn):

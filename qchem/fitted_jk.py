@@ -173,12 +173,23 @@ def fitting_arrays(
         three, two = fitting_integrals((pairs, aux, own), npair(nao), share)
     else:
         three, two = fitting_3c(pairs, own, npair(nao)), fitting_2c(aux, share)
+    if share.alone and three.shape[1] != naux:
+        three = three[:, auxiliary_columns(aux, naux)]
+    return three, _metric_in_order(two, naux, aux, share)
+
+
+def metric_array(naux: int, aux: Auxiliary, share: Share = ALONE) -> Float[Array, "all all"]:
+    """The (P|Q) of `fitting_arrays`."""
+    return _metric_in_order(fitting_2c(aux, share), naux, aux, share)
+
+
+def _metric_in_order(two, naux, aux, share):
     if not share.alone:
-        return three, to_device_order(two, aux, share)
-    if three.shape[1] == naux:
-        return three, two
+        return to_device_order(two, aux, share)
+    if len(two) == naux:
+        return two
     columns = auxiliary_columns(aux, naux)
-    return three[:, columns], two[columns][:, columns]
+    return two[columns][:, columns]
 
 
 def over_columns(

@@ -98,7 +98,8 @@ def _of_forces(method, nocc, itemsize):
     if method.two_electron == "df":
         naux, products = method.aux.nao, nspin * max(nocc) ** 2 * method.aux.nao
         if _has_exchange(method):
-            sizes["three-index integrals"] = nrange * packed * naux
+            times = 2 if method.reuses_fitted else 1
+            sizes["three-index integrals"] = times * nrange * packed * naux
             sizes["products of orbitals"] = 2 * nrange * products
         sizes["the metric"] = nrange * 4 * naux**2
     sizes["orbitals"] = nspin * nao**2 * 12

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -29,12 +30,25 @@ class Molecule(eqx.Module):
         positions: Of the nuclei, bohr.
         charge: In units of e.
         multiplicity: 2S + 1.
+
+    Raises:
+        MoleculeError: As `from_arrays`.
     """
 
     numbers: tuple[int, ...] = eqx.field(static=True)
     positions: Float[Array | np.ndarray, "natom 3"]
     charge: int = eqx.field(static=True, default=0)
     multiplicity: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        numbers = tuple(_atomic_number(_integer("atomic number", z)) for z in self.numbers)
+        if isinstance(self.positions, jax.core.Tracer):
+            _check_shape(self.positions, len(numbers))
+        else:
+            if not isinstance(self.positions, np.ndarray | jax.Array):
+                raise MoleculeError("positions are no array; from_arrays makes one of a list.")
+            _check_distances(numbers, _checked_positions(self.positions, len(numbers)))
+        _check_electrons(sum(numbers), _integer("charge", self.charge), self.multiplicity)
 
     @property
     def natom(self) -> int:
@@ -67,8 +81,8 @@ class Molecule(eqx.Module):
     ) -> "Molecule":
         """Read an xyz file: a count, a comment, then symbol (or number) and x y z in Ångström.
 
-        Further columns and trailing blank lines are ignored, so extended xyz files will do as
-        long as their columns begin with the species and the position.
+        Further columns and trailing blank lines are ignored. In an extended xyz file
+        `Properties` says which columns are the species and the position.
 
         Raises:
             MoleculeError: A file that cannot be read, a malformed line (its number is named),
@@ -98,7 +112,7 @@ class Molecule(eqx.Module):
         frames, start = [], 0
         while start < len(lines) or not frames:
             count = lines[start].strip() if start < len(lines) else ""
-            end = start + 2 + int(count) if count.isdigit() else len(lines)
+            end = start + 2 + int(count) if count.isdecimal() and len(count) < 9 else len(lines)
             try:
                 symbols, positions = _parse_xyz(lines[start:end])
                 frames.append(
@@ -148,15 +162,14 @@ class Molecule(eqx.Module):
         placed = _checked_positions(positions, len(numbers))
         if unit == "angstrom":
             placed = placed / BOHR_IN_ANGSTROM
-        _check_distances(numbers, placed)
-        _check_electrons(sum(numbers), _integer("charge", charge), multiplicity)
-        return cls(numbers, placed, int(charge), int(multiplicity))
+        charge, multiplicity = _integer("charge", charge), _integer("multiplicity", multiplicity)
+        return cls(numbers, placed, charge, multiplicity)
 
 
 def _lines(path: str | PathLike[str]) -> list[str]:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return file.read().splitlines()
+            return file.read().split("\n")  # splitlines() knows rarer separators too
     except (OSError, UnicodeDecodeError) as error:
         raise MoleculeError(f"cannot read {str(path)!r}: {error}") from error
 
@@ -165,7 +178,7 @@ def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
     if not any(line.strip() for line in lines):
         raise MoleculeError("the file is empty; an xyz file begins with the number of atoms.")
     try:
-        natom = int(lines[0])
+        natom = int(_digits(lines[0]))
     except ValueError:
         raise MoleculeError(
             f"line 1: expected the number of atoms, found {lines[0].strip()!r}."
@@ -184,7 +197,7 @@ def _parse_xyz(lines: list[str]) -> tuple[list[int | str], list[list[float]]]:
         try:
             x, y, z = (_coordinate(field) for field in fields[first : first + 3])
             symbol = fields[element] if element < len(fields) else ""
-            symbol = int(symbol) if symbol.isdigit() else symbol
+            symbol = int(symbol) if symbol.isdecimal() else symbol
             _atomic_number(symbol)
         except MoleculeError as error:
             raise MoleculeError(f"line {row + 1}: {error}") from None
@@ -229,7 +242,14 @@ def _columns(comment: str) -> tuple[int, int]:
 
 
 def _coordinate(field: str) -> float:
-    return float(re.sub("[dD]", "e", field))  # Fortran writes 1.0D+00
+    return float(re.sub("[dD]", "e", _digits(field)))  # Fortran writes 1.0D+00
+
+
+def _digits(field: str) -> str:
+    """The same, unless it is what Python alone takes for a number."""
+    if "_" in field:
+        raise ValueError(field)
+    return field
 
 
 def _atomic_number(element: Any) -> int:
@@ -247,25 +267,35 @@ def _atomic_number(element: Any) -> int:
 
 
 def _integer(what: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise MoleculeError(f"{what} must be an integer, not {value!r}.")
-    return int(value)
+    try:
+        if not isinstance(value, bool | str | bytes) and int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise MoleculeError(f"{what} must be an integer, not {value!r}.")
 
 
 def _checked_positions(positions: Any, natom: int) -> np.ndarray:
     try:
-        array = np.array(positions, dtype=np.float64)
+        array = np.asarray(positions)
+        if np.iscomplexobj(array):
+            raise TypeError("they are complex")
+        array = np.array(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise MoleculeError(f"positions are not an array of numbers: {error}") from error
-    if natom == 0:
-        raise MoleculeError("a molecule needs at least one atom.")
-    if array.shape != (natom, 3):
-        raise MoleculeError(f"positions have shape {array.shape}; {natom} atoms need ({natom}, 3).")
+    _check_shape(array, natom)
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if bad.size:
         atom = int(bad[0])
         raise MoleculeError(f"coordinates of atom {atom + 1} are not finite: {array[atom]}.")
     return array
+
+
+def _check_shape(array: Any, natom: int) -> None:
+    if natom == 0:
+        raise MoleculeError("a molecule needs at least one atom.")
+    if array.shape != (natom, 3):
+        raise MoleculeError(f"positions have shape {array.shape}; {natom} atoms need ({natom}, 3).")
 
 
 def _check_distances(numbers: tuple[int, ...], positions: np.ndarray) -> None:

@@ -180,9 +180,10 @@ class Padded:
         positions: Float[Array | np.ndarray, "natom 3"],
         orbitals: Float[Array | np.ndarray, "nspin nao norbital"],
         occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
+        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
-        """`qchem.gradient`, compiled; everything is given, and returned, for the molecule."""
-        slope = _gradient(*self._gradient_arguments(positions, orbitals, occupation))
+        """`qchem.gradient`, compiled; all but `fitted` is given, and returned, for the molecule."""
+        slope = _gradient(*self._gradient_arguments(positions, orbitals, occupation), fitted)
         slope = np.asarray(slope)[: self.natom]
         if self.method.dispersion is not None:
             energy = self.method.dispersion.energy
@@ -194,7 +195,8 @@ class Padded:
     ) -> None:
         """Have the program of `gradient` of so many whole orbitals made meanwhile."""
         orbitals = np.zeros((len(nocc), self.nao, max(nocc)), np.asarray(positions).dtype)
-        _gradient.ahead(*self._gradient_arguments(positions, orbitals, None))
+        arguments = self._gradient_arguments(positions, orbitals, None)
+        _gradient.ahead(*arguments, self.method.fitted_types(orbitals.dtype))
 
     def _gradient_arguments(self, positions, orbitals, occupation):
         method, _ = parted(self.method)
@@ -298,5 +300,5 @@ def _hamiltonian(method, positions):
 
 
 @program
-def _gradient(method, positions, orbitals, occupation):
-    return gradient(method, positions, orbitals, occupation)
+def _gradient(method, positions, orbitals, occupation, fitted):
+    return gradient(method, positions, orbitals, occupation, fitted)

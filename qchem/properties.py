@@ -20,6 +20,7 @@ def gradient(
     positions: Float[Array, "natom 3"],
     factor: Float[Array, "nspin nao nocc"],
     occupation: Float[Array, "nspin nocc"] | None = None,
+    fitted: tuple[Float[Array, "npair own"], ...] | None = None,
 ) -> Float[Array, "natom 3"]:
     """dE/dR of a converged energy, hartree/bohr.
 
@@ -31,8 +32,9 @@ def gradient(
         factor: Occupied orbitals times the roots of their occupation.
         occupation: Where it is fractional, and `factor` then the orbitals alone. At an electronic
             temperature the derivative is that of the free energy, which is what is stationary.
+        fitted: As `Method.energy` takes it.
     """
-    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor), occupation)
+    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor), occupation, fitted)
 
 
 def moments(

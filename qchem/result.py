@@ -69,9 +69,11 @@ class Result:
         energies: Mapping[str, Array],
         settings: dict[str, Any],
         timings: dict[str, float],
+        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
     ):
         self.molecule, self.scf, self._padded = molecule, scf, padded
         self.method: Method = padded.alone
+        self._fitted, self._forces = fitted, None
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
@@ -100,6 +102,8 @@ class Result:
             NotEnoughMemoryError: More memory is needed than there is, by an estimate.
         """
         self.scf.require_converged()
+        if self._forces is not None:
+            return self._forces.copy()
         nocc = (self.scf.factor.shape[2],) * len(self.dm)
         check_memory(self.method, nocc, forces=True, itemsize=self.dm.dtype.itemsize)
         start = perf_counter()
@@ -108,9 +112,10 @@ class Result:
             # Canonical order matters to orthonormalization; what is all but empty is left out.
             filled = self.scf.mo_occ > _EMPTY
             orbitals = np.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
-        forces = -self._padded.gradient(self.molecule.positions, *orbitals)
+        fitted, self._fitted = self._fitted, None
+        self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, fitted)
         self.timings["forces"] = perf_counter() - start
-        return forces
+        return self._forces.copy()
 
     def stability(self) -> Stability:
         """Whether the solution is a minimum, by the lowest eigenvalues of the orbital Hessian.

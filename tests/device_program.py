@@ -221,13 +221,15 @@ def screened_too_much(count):
 
 
 def energy(count):
-    """`qchem.energy`, its programs one after another, filled up; and forces. The second geometry
-    compiles nothing."""
+    """`qchem.energy`, its programs one after another, filled up; and forces, whose program is the
+    one that was expected. The second geometry compiles nothing."""
     import qchem
+    from qchem import padding
     from tests import oracle
 
-    names = {"basis": "sto-3g", "xc": "lda_x", "two_electron": "df", "aux": "def2-svp"}
-    names |= {"grid": (12, 26), "mesh": mesh_of(count, "molecule")}
+    names = {"basis": "sto-3g", "xc": "b3lyp", "two_electron": "df", "aux": "def2-universal-jkfit"}
+    names |= {"grid": (12, 26), "mesh": mesh_of(count, "molecule"), "forces": True}
+    known = len(padding._gradient._known)
 
     def both(positions):
         molecule = qchem.Molecule.from_arrays((1, 1), positions, unit="bohr")
@@ -238,6 +240,7 @@ def energy(count):
     with oracle.compilations() as compiled:
         second = both(1.1 * POSITIONS)
     assert not compiled
+    assert len(padding._gradient._known) == known + 1
     return (first, second), []
 
 

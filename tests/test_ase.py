@@ -46,6 +46,17 @@ def test_units_are_those_of_ase(relaxed):
     assert_allclose(moved.get_forces()[1, 2], -slope, atol=1e-4)
 
 
+def test_a_failure_is_not_forgotten():
+    """ASE asks again for what it does not have, with no change of the atoms."""
+    atoms = Atoms("HH", [[0, 0, 0], [0, 0, 0.74]])
+    atoms.calc = Calculator(**SETTINGS)
+    atoms.get_potential_energy()
+    atoms.positions[1, 2] = 0.001
+    for _ in range(2):
+        with pytest.raises(InputError, match="bohr apart"):
+            atoms.get_potential_energy()
+
+
 def test_relaxation_reuses_programs_and_orbitals(relaxed):
     atoms, cycles = relaxed
     assert_allclose(atoms.get_distance(0, 1), 0.9555, atol=2e-3)  # HF/STO-3G: NIST CCCBDB

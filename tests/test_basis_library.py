@@ -3,7 +3,13 @@
 import basis_set_exchange
 import pytest
 
-from qchem.basis.library import canonical_name, default_auxiliary, read_shells, shells_from_name
+from qchem.basis.library import (
+    canonical_name,
+    check_auxiliary,
+    default_auxiliary,
+    read_shells,
+    shells_from_name,
+)
 from qchem.errors import BasisError, BasisNotFoundError
 
 
@@ -126,3 +132,19 @@ def test_default_auxiliary(name, numbers, auxiliary):
 
 def test_universal_auxiliary_covers_hydrogen_to_krypton():
     shells_from_name("def2-universal-jkfit", range(1, 37), auxiliary=True)
+
+
+def test_sets_for_orbitals_do_not_fit():
+    check_auxiliary("def2-universal-jkfit")
+    check_auxiliary("cc-pvdz-ri")
+    with pytest.raises(BasisError, match="'def2-SVP' is a set for orbitals"):
+        check_auxiliary("def2-svp")
+    with pytest.raises(BasisNotFoundError, match="has no shells for Li; def2-universal-JKFIT"):
+        shells_from_name("cc-pvtz-jkfit", [3], auxiliary=True)
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path):
+    path = tmp_path / "set.nw"
+    for exponent in ("0.5", "1.25"):
+        path.write_text(f"BASIS SPHERICAL\nH S\n {exponent} 1.0\nEND\n")
+        assert read_shells(path, [1])[1][0].exponents == (float(exponent),)

@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import qchem
+from qchem import calculation
 from qchem.errors import ConvergenceError, FunctionalNotFoundError, InputError
 from qchem.scf.start import Guess, overlaps
 from tests import oracle
@@ -264,6 +265,9 @@ def test_forces_need_convergence():
         result.require_converged()
 
 
+STO_3G = qchem.Basis.from_name((1, 1), "sto-3g")
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -271,7 +275,11 @@ def test_forces_need_convergence():
         ({"basis": "sto-33g"}, InputError, "STO-3G"),
         ({"aux": "def2-universal-jkfit"}, InputError, "density fitting"),
         ({"max_cycle": 3}, InputError, "unknown option max_cycle.*max_cycles"),
-        ({"basis": {"H": "sto-3g"}, "two_electron": "df"}, InputError, "needs aux="),
+        ({"basis": STO_3G, "two_electron": "df"}, InputError, "needs aux="),
+        ({"aux": "def2-svp", "two_electron": "df"}, InputError, "set for orbitals"),
+        ({"max_cycles": "10"}, InputError, "a whole number"),
+        ({"smearing": "x"}, InputError, "a finite number"),
+        ({"tolerance": 1e-7, "residual_tolerance": 1e-7}, InputError, "two names of one"),
         ({"multiplicity": 2}, InputError, "electron"),
         ({"chunk": 0}, InputError, "chunk"),
         ({"guess": "hukel"}, InputError, "'hukel'.*'sap', 'sad', 'core'"),
@@ -284,6 +292,33 @@ def test_forces_need_convergence():
 def test_wrong_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         qchem.energy_fn((1, 1), **{"basis": "sto-3g", "xc": "hf"} | options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"basis": None}, "basis = None"),
+        ({"basis": {1: "sto-3g"}}, "for each element symbol"),
+        ({"aux": 3, "two_electron": "df"}, "aux = 3"),
+        ({"xc": 101}, "xc = 101; a name"),
+        ({"grid": [20, 50]}, "numbers of .radial, angular. points"),
+        ({"grid": (20, 50, 3)}, "numbers of .radial, angular. points"),
+        ({"grid": True}, "a level from 0 to 9"),
+    ],
+)
+def test_other_types_are_refused(change, message):
+    names = {"basis": "sto-3g", "xc": "hf", "two_electron": "exact", "aux": None, "grid": 3}
+    with pytest.raises(InputError, match=message):
+        calculation._names(molecule(("H", "H"), H2), *(names | change).values(), False)
+
+
+def test_few_cycles_do_not_loosen_the_threshold():
+    """Half of them once did."""
+    tight = {"basis": "6-31g", "xc": "hf", "tolerance": 1e-10}
+    cycles = qchem.energy(molecule(("H", "F"), 1.3 * H2), **tight).cycles
+    for few in range(cycles - 2, cycles + 1):
+        found = qchem.energy(molecule(("H", "F"), 1.3 * H2), **tight, max_cycles=few)
+        assert found.converged == (few == cycles)
 
 
 def test_guesses_that_do_not_fit_are_refused(results):

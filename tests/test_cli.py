@@ -223,6 +223,33 @@ def test_out_is_the_json_object(capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_out_is_written_first(capsys, monkeypatch, tmp_path):
+    """Text that nobody takes loses nothing, nor does what an earlier process has left."""
+    out_file = tmp_path / "result.json"
+    (tmp_path / f".result.json.{os.getpid()}.part").touch()
+
+    def closed(text):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cli, "say", closed)
+    assert run(capsys, WATER, "--out", out_file)[0] == 1
+    assert json.loads(out_file.read_text())["energy"] == -76.25
+
+
+def test_an_interrupt_leaves_no_part_of_a_file(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys; from qchem.command import output_file\n"
+        "with output_file(pathlib.Path(sys.argv[1])):\n"
+        "    print(len(os.listdir(os.path.dirname(sys.argv[1]))), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "result.json")]
+    process = subprocess.run(arguments, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (130, "1\n")
+    assert process.stderr == "interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["missing/result.json", ".", "file.xyz/result.json", "/dev/null"])
 def test_out_is_checked_before_the_calculation(capsys, calls, tmp_path, place):
     (tmp_path / "file.xyz").write_text("")

@@ -190,19 +190,24 @@ def energy_of_matrices(jks, factor, coulomb, fractions):
     return energy
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["", "known"])
 @pytest.mark.parametrize("weights", RANGES, ids=["full", "long", "short"])
-def test_fitted_energy(weights):
-    """Its value is that of the matrices; its derivative rule agrees with differences."""
+def test_fitted_energy(weights, known):
+    """Its value is that of the matrices; its derivative rule agrees with differences, of integrals
+    that are known too."""
     coulomb = 0.9
 
+    def builders(positions):
+        sizes = SMALL.nao, FITTING.nao, weights.omega
+        return fitted_jk.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
+
     def energy(positions, factor):
-        rows = small_rows(positions)
-        return energies.fitted_energy(*rows, factor, FITTING.nao, coulomb, weights)
+        rows, settings = small_rows(positions), (FITTING.nao, coulomb, weights)
+        fitted = tuple(jk.fitted for jk in builders(positions)) if known else None
+        return energies.fitted_energy(*rows, factor, *settings, fitted=fitted)
 
     def expected(positions, factor):
-        sizes = SMALL.nao, FITTING.nao, weights.omega
-        jks = fitted_jk.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
-        return energy_of_matrices(jks, factor, coulomb, weights[:2])
+        return energy_of_matrices(builders(positions), factor, coulomb, weights[:2])
 
     check_energy(energy, expected)
 

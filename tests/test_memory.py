@@ -68,7 +68,10 @@ def test_the_estimate_is_what_the_compiler_counts():
     positions = np.concatenate([2.63 * ring, 4.69 * ring])
     large = method("def2-tzvp", aux="def2-universal-jkfit", numbers=benzene)
     factor = np.eye(large.basis.nao)[None, :, :21]
-    compiled = jax.jit(lambda r, c: gradient(large, r, c)).lower(positions, factor).compile()
+    fitted = large.fitted_types(positions.dtype)
+    assert fitted is not None
+    compute = jax.jit(lambda r, c, fitted: gradient(large, r, c, fitted=fitted))
+    compiled = compute.lower(positions, factor, fitted).compile()
     analysis = compiled.memory_analysis()
     counted = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
     parts = estimated_bytes(large, (21,), forces=True)

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from qchem.errors import InputError, MoleculeError
-from qchem.molecule import SYMBOLS, Molecule
+from qchem.molecule import SYMBOLS, Molecule, _integer
 from qchem.units import BOHR_IN_ANGSTROM
 
 WATER = [[0.0, 0.0, 0.0], [1.8, 0.0, 0.0], [-0.4, 1.7, 0.0]]
@@ -105,9 +105,43 @@ def test_missing_file():
         ([8, 1, 1], {"positions": [[0, 0, 0], [1, 0, 0], [1, 0, np.inf]]}, "atom 3"),
         ([8, 1, 1], {"positions": "here"}, "not an array of numbers"),
         ([], {"positions": np.zeros((0, 3))}, "at least one atom"),
+        ([8, 1, 1], {"positions": 1j * np.ones((3, 3))}, "complex"),
+        ([8, 1, None], {}, "atomic number must be an integer"),
     ],
 )
 def test_wrong_input_is_refused(elements, changes, message):
     arguments = {"positions": WATER, "unit": "bohr"} | changes
     with pytest.raises(InputError, match=message):
         Molecule.from_arrays(elements, **arguments)
+
+
+@pytest.mark.parametrize(
+    "numbers, positions, state, message",
+    [
+        ((8, 1, 1), np.array(WATER), (1, 1), "9 electrons cannot have multiplicity 1"),
+        ((50, 1, 1), np.array(WATER), (0, 1), "atomic number 50"),
+        ((8, 1, 1), np.array(WATER)[:2], (0, 1), "shape"),
+    ],
+)
+def test_the_constructor_refuses_the_same(numbers, positions, state, message):
+    with pytest.raises(InputError, match=message):
+        Molecule(numbers, positions, *state)
+
+
+@pytest.mark.parametrize("value", [True, "1", b"H", None, np.inf, np.nan, 0.5, [1]])
+def test_what_is_no_integer(value):
+    with pytest.raises(MoleculeError, match="charge must be an integer"):
+        _integer("charge", value)
+
+
+def test_separators_that_end_no_line(tmp_path):
+    """And what Python alone takes for a number."""
+    path = tmp_path / "file.xyz"
+    path.write_text("1\na\u2028b\x0b\x1cc\x85d\nHe 0 0 0\n", encoding="utf-8")
+    assert Molecule.from_xyz(path).numbers == (2,)
+    assert len(Molecule.frames_from_xyz(path)) == 1
+    for text in ("1\n\nHe 0 0 0.1_17\n", "0_1\n\nHe 0 0 0\n", "\u00b2\n\nHe 0 0 0\n"):
+        path.write_text(text, encoding="utf-8")
+        for read in (Molecule.from_xyz, Molecule.frames_from_xyz):
+            with pytest.raises(InputError, match="line"):
+                read(path)

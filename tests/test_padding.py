@@ -98,9 +98,11 @@ SLOW = pytest.mark.slow
     ids=["fitted", "radical", "gga", "second-order", "smeared"],
 )
 def test_the_same_numbers(charge, options, alone):
-    mol = methanium(charge)
-    ours = qchem.energy(mol, "sto-3g", **options, **OPTIONS).require_converged()
+    mol, programs = methanium(charge), len(padding._gradient._known)
+    ours = qchem.energy(mol, "sto-3g", **options, **OPTIONS, forces=True).require_converged()
     forces = ours.forces()
+    assert len(padding._gradient._known) == programs + 1  # the one expected
+    assert_allclose(ours.forces(), forces, rtol=0, atol=0)
     again = {} if "smearing" in options else {"guess": ours}
     second = qchem.energy(mol, "sto-3g", **options | again, **OPTIONS)
     assert ours.nao == ours.mo_coeff.shape[1] == 10

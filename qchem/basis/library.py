@@ -1,5 +1,6 @@
 """Basis sets by name, from the Basis Set Exchange or a file, as contracted shells per element."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -89,7 +90,7 @@ def read_shells(
             momentum too high.
     """
     present = tuple(sorted(set(numbers)))
-    elements = _read_elements(str(path), file_format)
+    elements = _read_elements(str(path), file_format, _version(path))
     missing = [SYMBOLS[z] for z in present if str(z) not in elements]
     if missing:
         held = ", ".join(SYMBOLS[int(z)] for z in elements if int(z) < len(SYMBOLS))
@@ -192,7 +193,7 @@ def _shells_of_set(
         )
         raise BasisNotFoundError(
             f"basis set {name!r} has no shells for {', '.join(SYMBOLS[z] for z in missing)}; "
-            f"{_offer(covering, metadata, numbers)}. "
+            f"{_offer(covering, metadata, numbers, auxiliary)}. "
             "Others can be read with Basis.from_file(path, numbers), "
             "and each element can have a set of its own."
         )
@@ -200,23 +201,48 @@ def _shells_of_set(
     return {z: _parse_element(elements[str(z)], name, z, auxiliary) for z in numbers}
 
 
-def _offer(covering: list[str], metadata: dict[str, Any], numbers: tuple[int, ...]) -> str:
+def _offer(
+    covering: list[str], metadata: dict[str, Any], numbers: tuple[int, ...], auxiliary: bool
+) -> str:
     if covering:
         more = ", ..." if len(covering) > 8 else ""
         return f"sets of its family that cover all elements here: {', '.join(covering[:8])}{more}"
+    if auxiliary:
+        return "def2-universal-JKFIT has all elements from H to Kr"
     general = ("def2-SVP", "def2-TZVP", "def2-QZVP", "6-31G", "cc-pVDZ", "ANO-RCC")
     useful = [name for name in general if set(numbers) <= _covered(metadata[name.lower()])]
     return f"no set of its family covers all elements here; sets that do: {', '.join(useful)}"
 
 
-@cache
-def _read_elements(path: str, file_format: str | None) -> dict[str, Any]:
-    from basis_set_exchange import readers
+def check_auxiliary(name: str) -> None:
+    """Refuse a set that is known to be no fitting set.
 
+    Raises:
+        BasisError: It is for orbitals: energies would be wrong by as much as a hartree.
+    """
+    name = canonical_name(name)
+    role = next(m["role"] for m in _metadata().values() if m["display_name"] == name)
+    if role == "orbital":
+        raise BasisError(
+            f"{name!r} is a set for orbitals, not for density fitting; def2-universal-JKFIT, which "
+            "suits every orbital basis, is one for that."
+        )
+
+
+def _version(path: str | PathLike[str]) -> tuple[int, int]:
+    """When a file was changed last, and its size."""
     try:
         open(path).close()
+        status = os.stat(path)
     except OSError as error:
-        raise BasisError(f"cannot read basis set file {path!r}: {error}") from error
+        raise BasisError(f"cannot read basis set file {str(path)!r}: {error}") from error
+    return status.st_mtime_ns, status.st_size
+
+
+@cache
+def _read_elements(path: str, file_format: str | None, version: tuple[int, int]) -> dict[str, Any]:
+    from basis_set_exchange import readers
+
     known = readers.get_reader_formats()
     if file_format is not None and file_format not in known:
         raise BasisError(f"unknown format {file_format!r}; known are {', '.join(known)}.")

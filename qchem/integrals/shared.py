@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from qchem.devices import Share
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.solid import SolidShells, shell_counts
+from qchem.integrals.solid import SolidRows, SolidShells, shell_counts
 
 Auxiliary = tuple[SolidShells, ...] | tuple[Distribution, ...]
 
@@ -23,6 +23,12 @@ Auxiliary = tuple[SolidShells, ...] | tuple[Distribution, ...]
 def filled_lists(aux: Auxiliary, count: int) -> Auxiliary:
     """The lists of `count` devices one after another, of which these take equal parts."""
     return tuple(_filled(rows, count) for rows in aux) if count > 1 else aux
+
+
+def filled_width(plan: tuple[SolidRows, ...], count: int) -> int:
+    """Columns of `filled_lists` of solid harmonics."""
+    runs = [(2 * rows.l + 1) * -(-n // count) for rows in plan for n in shell_counts(rows)]
+    return count * sum(runs)
 
 
 def _filled(rows, count):

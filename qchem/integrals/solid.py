@@ -58,6 +58,16 @@ class SolidRows(eqx.Module):
     used: Bool[Array | np.ndarray, " nprim"]
     order: Int[Array | np.ndarray, " nshell"]
 
+    @property
+    def nshell(self) -> int:
+        """Number of shells."""
+        return self.order.size
+
+    @property
+    def nprim(self) -> int:
+        """Number of primitives."""
+        return self.shell.size
+
 
 class SolidShells(eqx.Module):
     """Auxiliary shells of one l.
@@ -76,6 +86,16 @@ class SolidShells(eqx.Module):
     center: Float[Array, "nprim 3"]
     charge: Float[Array, " nprim"]
     index: Int[Array | np.ndarray, "nshell ncomponent"]
+
+    @property
+    def nshell(self) -> int:
+        """Number of shells."""
+        return self.index.shape[0]
+
+    @property
+    def nprim(self) -> int:
+        """Number of primitives."""
+        return self.width.size
 
 
 def plan_solid(aux: Basis) -> tuple[SolidRows, ...]:
@@ -274,11 +294,10 @@ def _with_rows(total, index, rows):
     return jax.lax.scan(add, total, (jnp.minimum(index, last), rows))[0]
 
 
-def shell_counts(rows: SolidShells) -> tuple[int, int]:
+def shell_counts(rows: SolidRows | SolidShells) -> tuple[int, int]:
     """Numbers of shells of one primitive, and of several."""
-    nshell = rows.index.shape[0]
-    single = single_shells(rows.depth, nshell, rows.width.size)
-    return single, nshell - single
+    single = single_shells(rows.depth, rows.nshell, rows.nprim)
+    return single, rows.nshell - single
 
 
 def _width(shells):
@@ -286,7 +305,7 @@ def _width(shells):
 
 
 def _kind(shell):
-    return shell.depth, shell.index.shape[0], shell.width.size
+    return shell.depth, shell.nshell, shell.nprim
 
 
 def _groups(shells):

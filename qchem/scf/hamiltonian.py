@@ -7,10 +7,12 @@ from functools import partial
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
@@ -33,6 +35,7 @@ from qchem.integrals.pairs import (
     plan_pairs,
 )
 from qchem.integrals.potential import potential, potential_energy
+from qchem.integrals.shared import filled_width
 from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
 from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_energy
@@ -51,6 +54,7 @@ _CHUNK = 240  # grid points, on a CPU: what its caches hold, and rows of arrays 
 # apart, which would share the same few places in them
 _AO_BYTES = 1 << 27  # of AOs at a chunk's points on an accelerator, of all geometries held at once
 NONLOCAL_LEVEL = 3  # grid of VV10
+_PART_FOR_DERIVATIVES = 4  # of `stored_bytes`
 STORED_BYTES = 2 << 30  # of integrals, and of AO values of meta-GGAs, kept for all cycles
 
 
@@ -77,6 +81,14 @@ class Hamiltonian(eqx.Module):
     attenuated_jk: AbstractJK | None = None
     attenuated_fraction: float = eqx.field(static=True, default=0.0)
     dispersion: Float[Array, ""] | None = None
+
+    @property
+    def fitted(self) -> tuple[Float[Array, "npair own"], ...] | None:
+        """B of each interaction, for `Method.energy`; None where there is none in full."""
+        jks = [jk for jk in (self.jk, self.attenuated_jk) if jk is not None]
+        of_jks = [jk.fitted for jk in jks if isinstance(jk, DensityFittedJK)]
+        whole = all(b.dtype == self.overlap.dtype for b in of_jks)
+        return tuple(of_jks) if of_jks and whole else None
 
     def energies(self, factor: Float[Array, "nspin nao nocc"]) -> dict[str, Float[Array, ""]]:
         """The parts of the total energy, hartree."""
@@ -280,12 +292,16 @@ class Method(eqx.Module):
         positions: Float[Array, "natom 3"],
         factor: Float[Array, "nspin nao nocc"],
         occupation: Float[Array, "nspin nocc"] | None = None,
+        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
     ) -> Float[Array, ""]:
         """Energy of given orbitals, made orthonormal where the nuclei are; hartree.
 
         Each is full unless `occupation` is given. The derivative with respect to positions,
         orbitals held, is the whole gradient of a converged energy: see `reorthonormalize`. Memory
         stays that of a tile, a chunk of points, or the three-index integrals.
+
+        Args:
+            fitted: That of the Hamiltonian at these positions, for it not to be made again.
         """
         self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
@@ -314,12 +330,34 @@ class Method(eqx.Module):
             energy = energy + exact_energy(pairs, dm, weights, self.mesh)
         elif weights.full or weights.attenuated:
             fitting = pairs, self._auxiliary(positions), held, self.aux.nao, 1.0, weights
-            energy = energy + fitted_energy(*fitting, self.mesh, self._short, turn)
+            energy = energy + fitted_energy(*fitting, self.mesh, self._short, turn, fitted)
         else:
             fitting = pairs, self._auxiliary(positions), density
             energy = energy + fitted_coulomb_energy(*fitting, self.mesh)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy_of_orbitals(held, turn)
+
+    @property
+    def reuses_fitted(self) -> bool:
+        """Whether derivatives after an SCF take its `Hamiltonian.fitted`, which spares them (ab|P)
+        but is held beside the weights of it; else these have its memory."""
+        weights = self._exchange_weights(1.0)
+        exchange = self.two_electron == "df" and bool(weights.full or weights.attenuated)
+        if not (exchange and self.fitting and self.precision == "double"):
+            return False
+        nrange = 2 if weights.omega else 1
+        size = 8 * nrange * npair(self.basis.nao) * self.aux.nao
+        return size <= self.stored_bytes // _PART_FOR_DERIVATIVES
+
+    def fitted_types(self, dtype: DTypeLike) -> tuple[jax.ShapeDtypeStruct, ...] | None:
+        """Of `Hamiltonian.fitted` if it is used again, else None."""
+        if not self.reuses_fitted:
+            return None
+        ndevice = 1 if self.mesh is None else self.mesh.size
+        place = None if self.mesh is None else NamedSharding(self.mesh, P(None, MOLECULE))
+        shape = npair(self.basis.nao), filled_width(self.fitting, ndevice)
+        of_each = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return (of_each,) * (2 if self.functional.omega else 1)
 
     @property
     def npoint(self) -> int:

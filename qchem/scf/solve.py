@@ -28,6 +28,7 @@ from qchem.scf.orbitals import (
 
 Number = float | Float[Array, ""]  # a traced one needs no program of its own
 SOFT_RESIDUAL = 1e-5  # accepted when cycles bring no more; PySCF's default is about as large
+LATE = 50  # cycles after which it is accepted
 PROGRESS = 0.8  # a residual that falls below this part of the smallest so far is progress
 PROGRESS_ENERGY = 1e-3  # hartree below the lowest energy so far: progress too
 
@@ -152,9 +153,9 @@ def solve(
         nocc: Number of occupied orbitals in each spin channel, the lowest of each cycle.
         guess_fock: Its orbitals are the first.
         max_cycles: Number of Fock matrices built at most.
-        patience: Number of cycles in a row without a change of the energy, or else half of
-            `max_cycles`, after which a residual of 1e-5 is small enough. An open shell that a
-            grid lets rotate almost freely, an atom's for example, gets no further.
+        patience: Number of cycles in a row without a change of the energy after which, or else
+            after 50 cycles, a residual of 1e-5 is small enough. An open shell that a grid lets
+            rotate almost freely, an atom's for example, gets no further.
         energy_tolerance: Largest change of the energy in the last cycle, hartree; not below what
             the dtype resolves.
         residual_tolerance: Largest element of FDS - SDF, in the orthonormal basis, occupation
@@ -208,7 +209,7 @@ def solve(
         change = energy - state.now.energy
         stationary = jnp.abs(change) < jnp.maximum(energy_tolerance, 8 * eps * jnp.abs(energy))
         still = jnp.where(stationary, state.still + 1, 0)
-        stalled = (still >= patience) | (state.cycle >= max_cycles // 2)
+        stalled = (still >= patience) | (state.cycle >= LATE)
         tolerance = jnp.where(stalled, soft_tolerance, residual_tolerance)
         progress = residual < PROGRESS * state.lowest_residual
         progress |= energy < state.best.energy - PROGRESS_ENERGY

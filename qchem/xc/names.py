@@ -1,6 +1,7 @@
 """Names of functionals and expressions in them, as PySCF and libxc understand them."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -109,6 +110,8 @@ def damping_name(name: str) -> str:
 
 def _parse(name: str) -> FunctionalTerms:
     weights = _expand(name)
+    if not any(weights.values()):
+        raise FunctionalNotFoundError(f"functional {name!r} adds up to nothing.")
     full = weights.pop(("hf",), 0.0)
     ranges = {key: weights.pop(key) for key in list(weights) if key[0] in ("sr_hf", "lr_hf")}
     omegas = sorted({omega for _, omega in ranges})
@@ -170,8 +173,17 @@ def _terms(side: str, kind: str, name: str) -> Iterator[tuple[float, str, str | 
             term = term.rpartition("-")[0]
         if term != whole and _find(term, kind) is None:
             term = whole
+        if position > 0 and side[position : match.start(3)] == "-" and "_" not in term:
+            left, right = side[:position], side[match.start(3) :]
+            raise FunctionalNotFoundError(
+                f"functional {name!r} is not known{_nearest(name)}. A difference is written with "
+                f"spaces, '{left} - {right}', exchange and correlation as '{left},{right}'."
+            )
+        factor = float(match[1] + (match[2] or "1"))
+        if not math.isfinite(factor):
+            raise FunctionalNotFoundError(f"functional {name!r} has a factor of {match[2]}.")
         position = match.end() if term == whole else match.start(3) + len(term)
-        yield float(match[1] + (match[2] or "1")), term, match[4] if term == whole else None
+        yield factor, term, match[4] if term == whole else None
 
 
 def _resolve(term: str, arguments: str | None, kind: str, name: str) -> dict[tuple, float]:
@@ -197,14 +209,16 @@ def _arguments(found: str, arguments: str | None, name: str) -> tuple[float, ...
     except ValueError:
         values = None
     takes_omega = found in _NARGUMENT or found in ("gga_x_ityh", "gga_x_wpbeh")
+    plain = f"{found!r} takes {'omega alone' if takes_omega else 'no argument'}"
+    hint = _EXPLAINED.get(found, plain)
     if values is None or len(values) != expected or (values and not takes_omega):
-        plain = f"{found!r} takes {'omega alone' if takes_omega else 'no argument'}"
-        hint = _EXPLAINED.get(found, plain)
         raise FunctionalNotFoundError(f"functional {name!r} is not understood: {hint}.")
-    if values and found in ("sr_hf", "lr_hf", "rsh") and values[-1] <= 0:
+    if values and found != "vv10" and not 0 < values[-1] < math.inf:
         raise FunctionalNotFoundError(
             f"functional {name!r} has omega = {values[-1]:g} bohr⁻¹; it must be positive."
         )
+    if not all(map(math.isfinite, values)) or (found == "vv10" and min(values) <= 0):
+        raise FunctionalNotFoundError(f"functional {name!r} is not understood: {hint}.")
     return values
 
 
@@ -240,14 +254,18 @@ def _squash(name: str) -> str:
     return re.sub("[-_]", "", name)
 
 
-def _not_found(term: str, name: str) -> FunctionalNotFoundError:
+def _nearest(term: str) -> str:
     known = [*FUNCTIONALS, *_SYNONYMS, *_EXCHANGE, *_CORRELATION, *COMPONENTS]
     known += [part.removeprefix("hyb_").split("_", 2)[-1] for part in COMPONENTS]
-    near = difflib.get_close_matches(term, dict.fromkeys(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(term.lower(), dict.fromkeys(known), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _not_found(term: str, name: str) -> FunctionalNotFoundError:
     return FunctionalNotFoundError(
         f"functional {name!r} is not known"
         + (f" (part {term!r})" if term != name.lower() else "")
-        + (f"; nearest: {', '.join(near)}" if near else "")
+        + _nearest(term)
         + f". Whole functionals: {', '.join(FUNCTIONALS)}; components, summed with factors: "
         + f"{', '.join(COMPONENTS)}. A dispersion correction is -d3bj or -d4 at the end."
     )
