@@ -34,7 +34,8 @@ class Energies:
 
     Attributes:
         energy: Total; not a number where the SCF has not converged.
-        forces: -dE/dR of each molecule; None if they were not asked for.
+        forces: -dE/dR of each molecule, not a number where the SCF has not converged; None if they
+            were not asked for.
         converged, residual, cycles: Of each SCF; the residual is max|FDS - SDF|.
         nbucket: Programs that were run.
         padding: Share of all basis functions in the batches that belongs to no molecule, those
@@ -210,7 +211,8 @@ def _batch(method, arguments, alike, options, solver, forces):
         }
         if forces:
             fitted = hamiltonian.fitted if method.reuses_fitted else None
-            found["gradient"] = gradient(method, positions, scf.factor, fitted=fitted)
+            slope = gradient(method, positions, scf.factor, fitted=fitted)
+            found["gradient"] = jnp.where(scf.converged, slope, jnp.nan)
         return found
 
     shared, rows = (method, None) if alike else (None, method)

@@ -78,7 +78,8 @@ def energy(
         cartesian: Cartesian instead of spherical functions.
         unrestricted: Different orbitals for alpha and beta electrons even at multiplicity 1.
         guess: Atomic potentials ("sap") or densities ("sad") side by side, bare nuclei ("core"),
-            or another result for the same atoms, at any geometry and in any basis.
+            or another result for the same atoms, at any geometry and in any basis of like
+            functions, spherical or Cartesian.
         solver: "diis"; "second-order", Newton's method within a trust region; or "auto", the first
             and, where it stalls, the second.
         follow_instability: Go on downhill where the solution is a saddle point of the energy.

@@ -32,7 +32,7 @@ class Relaxed(eqx.Module):
         energy: Total, hartree.
         dm: Density matrix of each spin.
         dipole: e bohr, about the origin of the coordinates.
-        converged: Where not, derivatives are not a number.
+        converged: Where not, all else is not a number.
     """
 
     energy: Float[Array, ""]

@@ -58,6 +58,8 @@ def test_what_does_not_converge_is_said(molecules):
     assert not few.converged[0]
     assert np.isnan(few.energy[0])
     assert few.residual[0] > 1e-9
+    moved = qchem.energies(molecules[1:2], chunk=1, max_cycles=2, **OPTIONS).forces
+    assert np.isnan(moved[0]).all()
 
 
 @pytest.mark.parametrize(

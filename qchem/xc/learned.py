@@ -34,7 +34,7 @@ class LearnedFunctional(eqx.Module):
         base: Gives exact exchange, nonlocal correlation and most of the rest.
         correction: Takes a `SpinDensity` to an energy per volume, hartree/bohr³: smooth, finite,
             and of the form that both spins can be exchanged.
-        ingredients: What `correction` depends on: "lda", "gga" or "mgga".
+        needs: What `correction` depends on: "lda", "gga" or "mgga".
         threshold: Density below which the correction is zero, bohr⁻³.
     """
 
@@ -45,7 +45,7 @@ class LearnedFunctional(eqx.Module):
 
     def __check_init__(self):
         if self.needs not in _RUNGS[1:]:
-            raise InputError(f"ingredients {self.needs!r}; a correction needs lda, gga or mgga.")
+            raise InputError(f"needs = {self.needs!r}; a correction needs lda, gga or mgga.")
 
     @property
     def name(self) -> str:
@@ -132,6 +132,7 @@ def load_functional(path: str | PathLike[str]) -> LearnedFunctional:
     file and a `key`; then its arrays are read.
 
     Raises:
+        InputError: A name that does not end in .eqx.
         FunctionalNotFoundError: No such file, or not a functional.
     """
     path = _checked(path)
