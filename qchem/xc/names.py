@@ -66,6 +66,8 @@ _EXPLAINED = {
     "rsh": "range-separated exchange is 'rsh(alpha; beta; omega)', as 'rsh(0.65; -0.46; 0.33)'",
 }
 
+_CORRECTION = "A dispersion correction is -d3bj or -d4 at the end."
+
 _TERM = re.compile(
     r"\s*([+-]?)\s*(?:(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*\*\s*)?"
     r"([a-z]\w*(?:-\w+)*|\d+(?![\w.]))\s*(?:\(([^()]*)\)\s*)?"
@@ -177,7 +179,8 @@ def _terms(side: str, kind: str, name: str) -> Iterator[tuple[float, str, str | 
             left, right = side[:position], side[match.start(3) :]
             raise FunctionalNotFoundError(
                 f"functional {name!r} is not known{_nearest(name)}. A difference is written with "
-                f"spaces, '{left} - {right}', exchange and correlation as '{left},{right}'."
+                f"spaces, '{left} - {right}', exchange and correlation as '{left},{right}'. "
+                + _CORRECTION
             )
         factor = float(match[1] + (match[2] or "1"))
         if not math.isfinite(factor):
@@ -267,5 +270,5 @@ def _not_found(term: str, name: str) -> FunctionalNotFoundError:
         + (f" (part {term!r})" if term != name.lower() else "")
         + _nearest(term)
         + f". Whole functionals: {', '.join(FUNCTIONALS)}; components, summed with factors: "
-        + f"{', '.join(COMPONENTS)}. A dispersion correction is -d3bj or -d4 at the end."
+        + f"{', '.join(COMPONENTS)}. {_CORRECTION}"
     )
