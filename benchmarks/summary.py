@@ -98,6 +98,14 @@ TARGETS = (
     _energies("aspirin", "b3lyp", "def2-svp", 0.8),
     _energies("aspirin", "pbe", "def2-tzvp", 0.8),
     Target(
+        "forces after the SCF, ethanol b3lyp/def2-svp, fitted",
+        2.0,
+        "× an energy at its orbitals",
+        "energies",
+        {"molecule": "ethanol", "xc": "b3lyp", "basis": "def2-svp", "two_electron": "df"},
+        column("gradient_ratio"),
+    ),
+    Target(
         "energy with gradient, at given orbitals, ethanol",
         2.0,
         "× the energy alone",
