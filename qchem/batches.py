@@ -210,7 +210,7 @@ def _batch(method, arguments, alike, options, solver, forces):
             "cycles": scf.cycles,
         }
         if forces:
-            fitted = hamiltonian.fitted if method.reuses_fitted else None
+            fitted = method.known_fitted(hamiltonian)
             slope = gradient(method, positions, scf.factor, fitted=fitted)
             found["gradient"] = jnp.where(scf.converged, slope, jnp.nan)
         return found

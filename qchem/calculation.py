@@ -38,8 +38,8 @@ from qchem.xc.functional import Functional
 from qchem.xc.learned import SUFFIX, AnyFunctional, LearnedFunctional, load_functional
 
 BasisLike = str | Mapping[str, str] | Basis
-_WHOLE = {"max_cycles", "diis_size", "patience", "stall"}
 GridLike = int | tuple[int, int] | Grid
+_WHOLE = {"max_cycles", "diis_size", "patience", "stall"}  # options that are whole numbers
 
 
 def energy(
@@ -150,7 +150,7 @@ def energy(
         **options,
     }
     scf = padded.cut(scf, nocc)
-    fitted = hamiltonian.fitted if forces and padded.method.reuses_fitted else None
+    fitted = padded.method.known_fitted(hamiltonian) if forces else None
     return Result(molecule, padded, hamiltonian, scf, energies, settings, timings, fitted)
 
 
@@ -251,8 +251,7 @@ def resolved_options(options: dict[str, Any], precision: Precision = "double") -
         raise InputError("tolerance and residual_tolerance are two names of one option.")
     for name in sorted(_WHOLE & renamed.keys()):
         given = renamed[name]
-        whole = isinstance(given, Integral) and not isinstance(given, bool)
-        if not (whole or (name == "stall" and given is None)):
+        if not (_is_whole(given) or (name == "stall" and given is None)):
             raise InputError(f"{name} = {given!r}; a whole number is needed.")
     smearing = renamed.get("smearing", 0.0)
     if not isinstance(smearing, Real) or not 0 <= smearing < math.inf:
@@ -292,9 +291,10 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
             )
     if not isinstance(xc, str | Functional | LearnedFunctional):
         raise InputError(f"xc = {xc!r}; a name, such as 'b3lyp', or a functional will do.")
-    if isinstance(grid, Integral) and not isinstance(grid, bool):
+    sizes = isinstance(grid, tuple) and len(grid) == 2 and all(map(_is_whole, grid))
+    if _is_whole(grid):
         grid = int(grid)
-    elif not (isinstance(grid, Grid) or _are_sizes(grid)):
+    elif not (isinstance(grid, Grid) or sizes):
         raise InputError(
             f"grid = {grid!r}; a level from 0 to 9, numbers of (radial, angular) points such as "
             "(75, 302), or a Grid will do."
@@ -313,10 +313,8 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
     return *names, precision
 
 
-def _are_sizes(grid):
-    """Whether it is a tuple of two whole numbers."""
-    whole = isinstance(grid, tuple) and all(type(n) is int for n in grid)
-    return whole and len(grid) == 2
+def _is_whole(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _cached(build, names):

@@ -83,7 +83,8 @@ def output_file(path: Path, source: Path | None = None) -> Iterator[Callable[[st
     """A function that puts text into the file of `--out` in one step.
 
     A file beside it is opened at once, so that a place that cannot be written shows before the
-    calculation starts; it takes the place of the named file only when it is complete.
+    calculation starts; it takes the place of the named file only when it is complete. Ctrl-C
+    meanwhile ends the process and leaves nothing.
 
     Args:
         path: The file to write.

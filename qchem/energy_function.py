@@ -156,7 +156,7 @@ def _evaluate(variables, rest, moving):
     if moving is None:
         return value
     moved, held = eqx.partition(variables, moving)
-    fitted = hamiltonian.fitted if function.method.reuses_fitted else None
+    fitted = function.method.known_fitted(hamiltonian)
 
     def energy(moved):
         function, positions = eqx.combine(moved, held, rest)

@@ -101,7 +101,7 @@ def test_the_same_numbers(charge, options, alone):
     mol, programs = methanium(charge), len(padding._gradient._known)
     ours = qchem.energy(mol, "sto-3g", **options, **OPTIONS, forces=True).require_converged()
     forces = ours.forces()
-    assert len(padding._gradient._known) == programs + 1  # the one expected
+    assert len(padding._gradient._known) <= programs + 1  # no other than the one expected
     assert_allclose(ours.forces(), forces, rtol=0, atol=0)
     again = {} if "smearing" in options else {"guess": ours}
     second = qchem.energy(mol, "sto-3g", **options | again, **OPTIONS)

@@ -214,6 +214,7 @@ def _offer(
     return f"no set of its family covers all elements here; sets that do: {', '.join(useful)}"
 
 
+@cache
 def check_auxiliary(name: str) -> None:
     """Refuse a set that is known to be no fitting set.
 

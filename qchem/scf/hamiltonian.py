@@ -82,14 +82,6 @@ class Hamiltonian(eqx.Module):
     attenuated_fraction: float = eqx.field(static=True, default=0.0)
     dispersion: Float[Array, ""] | None = None
 
-    @property
-    def fitted(self) -> tuple[Float[Array, "npair own"], ...] | None:
-        """B of each interaction, for `Method.energy`; None where there is none in full."""
-        jks = [jk for jk in (self.jk, self.attenuated_jk) if jk is not None]
-        of_jks = [jk.fitted for jk in jks if isinstance(jk, DensityFittedJK)]
-        whole = all(b.dtype == self.overlap.dtype for b in of_jks)
-        return tuple(of_jks) if of_jks and whole else None
-
     def energies(self, factor: Float[Array, "nspin nao nocc"]) -> dict[str, Float[Array, ""]]:
         """The parts of the total energy, hartree."""
         energies, _ = self._without_xc(factor)
@@ -301,7 +293,7 @@ class Method(eqx.Module):
         stays that of a tile, a chunk of points, or the three-index integrals.
 
         Args:
-            fitted: That of the Hamiltonian at these positions, for it not to be made again.
+            fitted: `known_fitted` of the Hamiltonian at these positions.
         """
         self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
@@ -339,8 +331,8 @@ class Method(eqx.Module):
 
     @property
     def reuses_fitted(self) -> bool:
-        """Whether derivatives after an SCF take its `Hamiltonian.fitted`, which spares them (ab|P)
-        but is held beside the weights of it; else these have its memory."""
+        """Whether derivatives after an SCF take its B, which spares them (ab|P) but is held beside
+        the weights of it; else these have its memory."""
         weights = self._exchange_weights(1.0)
         exchange = self.two_electron == "df" and bool(weights.full or weights.attenuated)
         if not (exchange and self.fitting and self.precision == "double"):
@@ -349,8 +341,17 @@ class Method(eqx.Module):
         size = 8 * nrange * npair(self.basis.nao) * self.aux.nao
         return size <= self.stored_bytes // _PART_FOR_DERIVATIVES
 
+    def known_fitted(
+        self, hamiltonian: Hamiltonian
+    ) -> tuple[Float[Array, "npair own"], ...] | None:
+        """B of each interaction, for `energy` not to make it again; None where it has to."""
+        if not self.reuses_fitted:
+            return None
+        jks = hamiltonian.jk, hamiltonian.attenuated_jk
+        return tuple(jk.fitted for jk in jks if jk is not None)
+
     def fitted_types(self, dtype: DTypeLike) -> tuple[jax.ShapeDtypeStruct, ...] | None:
-        """Of `Hamiltonian.fitted` if it is used again, else None."""
+        """Of `known_fitted`, before there is a Hamiltonian."""
         if not self.reuses_fitted:
             return None
         ndevice = 1 if self.mesh is None else self.mesh.size
