@@ -23,7 +23,7 @@ from benchmarks.measure import configure_jax, device, measure, stopwatch
 from benchmarks.molecules import Name, molecule
 from benchmarks.report import Report
 from qchem.devices import ALONE
-from qchem.fitted_jk import DensityFittedJK
+from qchem.fitted_jk import DensityFittedJK, fit_of
 from qchem.integrals.fitting import fitting_2c, fitting_3c
 from qchem.integrals.kernel import _operands, _separated
 from qchem.integrals.pairs import npair, pair_distributions
@@ -81,7 +81,7 @@ def stages(options: Options) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     integrals = jax.jit(three)(pairs, charges)
 
     def solve(three, charges):
-        return DensityFittedJK.fit(three, fitting_2c(charges))
+        return DensityFittedJK(fit_of(three, fitting_2c(charges)).columns)
 
     yield "metric and solve", solve, (integrals, charges)
     fitted = jax.jit(solve)(integrals, charges)

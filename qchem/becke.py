@@ -90,7 +90,7 @@ def _change_of_few(lead, distance, inverse_separation, adjustment, distance_dot,
     ends = jnp.asarray(np.eye(natom)[:, i] - np.eye(natom)[:, j], distance.dtype)
     apart = jnp.dot(ends.T, distance, precision="highest")
     mu, nu = _border_coordinate(apart, inverse, a)
-    slope = _pair_slope(lead[i], lead[j], 1 - nu, 1 + nu) * (1 - 2 * a * mu)
+    slope = _pair_slope(lead[i], lead[j], nu) * (1 - 2 * a * mu)
     by_distance = jnp.dot(ends * inverse.T, slope, precision="highest")
     by_separation = jnp.dot(inverse_dot[i, j], slope * apart, precision="highest")
     return by_separation + jnp.sum(by_distance * distance_dot, axis=0)
@@ -125,23 +125,21 @@ def _pull(lead, apart, inverse_separation, adjustment):
     return lead * (1 - 2 * adjustment * mu) * numerator / denominator
 
 
-def _pair_slope(lead, lead_of_other, y, z):
-    """lead_i d(log s_ij)/d(nu_ij) + lead_j d(log s_ji)/d(nu_ij) at y = 1 - nu and z = 1 + nu.
+def _pair_slope(lead, lead_of_other, nu):
+    """lead_i d(log s_ij)/d(nu_ij) + lead_j d(log s_ji)/d(nu_ij).
 
-    Each step of Becke's polynomial is y -> y^2 (3 - y)/2, and likewise z = 2 - y: the slope of
-    log s_ij is -27/y times the product of z/(1 + z) over the three steps, that of log s_ji the same
-    with y and z exchanged and the other sign; both over one denominator. As y + z = 2,
-    z (1 + y) = z + yz and (1 + y) (1 + z) = 3 + yz.
+    s_ij is (1 - nu_3)/2 after three of Becke's steps nu -> nu (3 - nu^2)/2, each of which takes
+    q = 1 - nu^2 to q^2 (3 + q)/4. So the slope of nu_3 over q_3 is 216 over q_0 times 3 + q of each
+    step. Where q_0 is small, one lead and one 1 - |nu_3| are as its eighth power: it may as well be
+    larger, and rounding of the other is not made large.
     """
-    y, z = (jnp.maximum(x, jnp.finfo(x.dtype).tiny ** 0.25) for x in (y, z))
-    of_own, of_other, denominator = lead * z, lead_of_other * y, y * z
+    small = 2 * float(jnp.finfo(nu.dtype).eps) ** 0.125
+    denominator = jnp.maximum(1 - nu * nu, small)
     for _ in range(3):
-        product = y * z
-        of_own, of_other = of_own * (z + product), of_other * (y + product)
-        denominator = denominator * (3 + product)
-        y = 0.5 * y * y * (3 - y)
-        z = 2 - y
-    return 27 * (of_other - of_own) / denominator
+        square = nu * nu
+        denominator = denominator * (4 - square)
+        nu = nu * (1.5 - 0.5 * square)
+    return 216 * (lead_of_other * (1 - nu) - lead * (1 + nu)) / denominator
 
 
 def _partition(distance, inverse_separation, adjustment, atom):

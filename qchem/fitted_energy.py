@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from qchem.derivatives import jvp_of_moving, triangular_quotient
 from qchem.devices import ALONE, MOLECULE, Share, spread
-from qchem.fitted_jk import filled_columns, fitting_arrays, metric_array, over_columns
+from qchem.fitted_jk import PLACES, Fit, filled_columns, fitting_arrays, over_columns
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import weighted_fitting
 from qchem.integrals.moments import packed_density, unpack
@@ -36,7 +36,7 @@ def fitted_energy(
     mesh: Mesh | None = None,
     dtype: DTypeLike | None = None,
     turn: Float[Array, "nspin nocc nocc"] | None = None,
-    fitted: tuple[Float[Array, "npair own"], ...] | None = None,
+    fitted: tuple[Fit, ...] | None = None,
 ) -> Float[Array, ""]:
     """Weighted Coulomb and exchange energy in density fitting, as `coulomb_energy` counts it.
 
@@ -50,14 +50,16 @@ def fitted_energy(
             whose rounding V^-1 would enlarge.
         turn: If given, the orbitals are `factor` times this matrix, which is upper triangular; see
             `qchem.scf.orbitals.held_and_turn`.
-        fitted: If given, B of each interaction from the same lists, as `DensityFittedJK` has it:
-            (ab|P) need not be made anew. Constant to derivatives, which are right all the same.
+        fitted: If given, those of each interaction from the same lists, as `DensityFittedJK` has
+            them: no integrals need be made anew. Constant to derivatives, which are right all the
+            same.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
     share = Share.of(mesh)
     energy = partial(_fitted_energy, naux, coulomb, exchange, share, dtype)
-    places = P(), P(), P(MOLECULE), P(), P(), P(None, MOLECULE)
+    known = None if fitted is None else (PLACES,) * len(fitted)
+    places = P(), P(), P(MOLECULE), P(), P(), known
     spreading = spread(energy, mesh, places, P())
     fitted = jax.lax.stop_gradient(fitted)
     return spreading(pairs, aux, filled_lists(aux, share.count), factor, turn, fitted)
@@ -82,12 +84,12 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
     factor = _turned(held, turn)
     ranges = _integrals(factor.shape[1], naux, exchange.omega, share, lists, fitted)
     energies, of_orbitals, slopes = [], [], []
-    for (three, two), weights in zip(ranges, _weights(coulomb, exchange)):
+    for fit, weights in zip(ranges, _weights(coulomb, exchange)):
         known = fitted is not None
-        contracted = _Contracted.build(three, two, factor, *weights, share, dtype, known)
+        contracted = _Contracted.build(*fit, factor, *weights, share, dtype, known)
         energies.append(contracted.energy)
-        of_three, of_factor = contracted.slopes(three, factor)
-        of_orbitals.append(contracted.slope_within(three, factor) if within else of_factor)
+        of_three, of_factor = contracted.slopes(fit.columns, factor)
+        of_orbitals.append(contracted.slope_within(fit.columns, factor) if within else of_factor)
         slopes.append((of_three, contracted.metric_slope()))
     if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
         whole, rest = slopes
@@ -113,17 +115,12 @@ _fitted_energy.defjvp(_fitted_energy_jvp, symbolic_zeros=True)
 
 
 def _integrals(nao, naux, omega, share, lists, fitted):
-    """(ab|P), or B where it is known, and (P|Q) of each interaction."""
-    if fitted is None:
-        integrals = partial(fitting_arrays, nao, naux, share=share)
-        return separated(*over_ranges(integrals, omega, *lists), omega)
-
-    def metric(_, aux, own):
-        two = metric_array(naux, aux, share)
-        return jnp.zeros((0, sum(rows.index.size for rows in own)), two.dtype), two
-
-    ranges = separated(*over_ranges(metric, omega, *lists), omega)
-    return [(known, two) for known, (_, two) in zip(fitted, ranges, strict=True)]
+    """(ab|P), or B where it is known, and L of each interaction."""
+    if fitted is not None:
+        return fitted
+    integrals = partial(fitting_arrays, nao, naux, share=share)
+    ranges = separated(*over_ranges(integrals, omega, *lists), omega)
+    return tuple(Fit(three, lower_factor(two)) for three, two in ranges)
 
 
 def _weights(coulomb, exchange):
@@ -157,12 +154,11 @@ class _Contracted(eqx.Module):
 
     @classmethod
     def build(
-        cls, columns, two, factor, coulomb, exchange, share=ALONE, dtype=None, known=False
+        cls, columns, lower, factor, coulomb, exchange, share=ALONE, dtype=None, known=False
     ) -> _Contracted:
-        """From (ab|P), or B if it is known, (P|Q) and orbitals."""
+        """From (ab|P), or B if it is known, L and orbitals."""
         nspin, nao, nocc = factor.shape
         own = columns.shape[1]
-        lower = lower_factor(two)
         fit = (lambda x: x) if known else partial(solved, lower, transpose_a=True)  # times L^-T
         charge = jnp.dot(_density(factor), columns, precision="highest")
         charge = fit(share.whole(charge)[None])

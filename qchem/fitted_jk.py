@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,6 +38,16 @@ _UNPACKED_BYTES = {"cpu": 1 << 21}  # of integrals unpacked at once: on a CPU wh
 _SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 
 
+class Fit(NamedTuple):
+    """B of an interaction, and L of its metric, which derivatives need."""
+
+    columns: Float[Array, "npair own"]
+    lower: Float[Array, "naux naux"]
+
+
+PLACES = Fit(P(None, MOLECULE), P())  # of devices that share it
+
+
 class DensityFittedJK(AbstractJK):
     """Products of AOs expanded in an auxiliary basis, in the Coulomb metric (RI-J and RI-K).
 
@@ -47,6 +57,7 @@ class DensityFittedJK(AbstractJK):
 
     fitted: Float[Array, "npair naux"]
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    lower: Float[Array, "naux naux"] | None = None
 
     @classmethod
     def build(
@@ -67,31 +78,32 @@ class DensityFittedJK(AbstractJK):
         mesh: Mesh | None = None,
         reverse: bool = False,
         dtype: DTypeLike | None = None,
+        keep: bool = False,
     ) -> tuple[DensityFittedJK, ...]:
         """The builder for 1/r and, if omega is not 0, one for the attenuated interaction.
 
         Args:
             mesh: Devices that share the auxiliary functions.
             reverse: To be differentiated in reverse mode alone, at less cost.
-            dtype: As in `fit`.
+            dtype: That B is stored and multiplied in; the fit has that of the integrals.
+            keep: L too.
         """
         share = Share.of(mesh)
 
         def build(pairs, aux, own):
             integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
             ranges = separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
-            return tuple(fitted_columns(*both, share, dtype) for both in ranges)
+            return tuple(fit_of(*both, share, dtype) for both in ranges)
 
-        building = spread(build, mesh, (P(), P(), P(MOLECULE)), P(None, MOLECULE))
+        places = (PLACES,) * (2 if omega else 1)
+        building = spread(build, mesh, (P(), P(), P(MOLECULE)), places)
         parts = building(pairs, aux, filled_lists(aux, share.count))
-        return tuple(cls(fitted, mesh) for fitted in parts)
+        return tuple(cls(fit.columns, mesh, fit.lower if keep else None) for fit in parts)
 
-    @classmethod
-    def fit(
-        cls, three: Float[Array, "npair naux"], two: Float[Array, "naux naux"]
-    ) -> DensityFittedJK:
-        """From (ab|P) and (P|Q); linearly dependent auxiliary functions do no harm."""
-        return cls(fitted_columns(three, two))
+    @property
+    def fit(self) -> Fit | None:
+        """B and L, if L has been kept."""
+        return None if self.lower is None else Fit(self.fitted, self.lower)
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         return self._total(_coulomb, dm)
@@ -138,19 +150,20 @@ def _exchange(fitted, factor):
     return over_columns(add, zero, fitted, nao, most=most)
 
 
-def fitted_columns(
+def fit_of(
     three: Float[Array, "npair own"],
     two: Float[Array, "naux naux"],
     share: Share = ALONE,
     dtype: DTypeLike | None = None,
-) -> Float[Array, "npair own"]:
-    """B of a device's own P.
+) -> Fit:
+    """From (ab|P) of a device's own P and (P|Q); linearly dependent functions do no harm.
 
     Args:
         dtype: That B is stored and multiplied in; the fit has that of the integrals.
     """
-    fitted = columns_of(share, lower_factor(two), three)
-    return fitted.astype(three.dtype if dtype is None else dtype)
+    lower = lower_factor(two)
+    columns = columns_of(share, lower, three)
+    return Fit(columns.astype(three.dtype if dtype is None else dtype), lower)
 
 
 def fitting_arrays(
@@ -175,21 +188,12 @@ def fitting_arrays(
         three, two = fitting_3c(pairs, own, npair(nao)), fitting_2c(aux, share)
     if share.alone and three.shape[1] != naux:
         three = three[:, auxiliary_columns(aux, naux)]
-    return three, _metric_in_order(two, naux, aux, share)
-
-
-def metric_array(naux: int, aux: Auxiliary, share: Share = ALONE) -> Float[Array, "all all"]:
-    """The (P|Q) of `fitting_arrays`."""
-    return _metric_in_order(fitting_2c(aux, share), naux, aux, share)
-
-
-def _metric_in_order(two, naux, aux, share):
     if not share.alone:
-        return to_device_order(two, aux, share)
+        return three, to_device_order(two, aux, share)
     if len(two) == naux:
-        return two
+        return three, two
     columns = auxiliary_columns(aux, naux)
-    return two[columns][:, columns]
+    return three, two[columns][:, columns]
 
 
 def over_columns(

@@ -24,6 +24,7 @@ from qchem.basis.library import Shell, shells_from_name
 from qchem.basis.rows import plan_rows
 from qchem.compilation import program
 from qchem.dispersion import Dispersion
+from qchem.fitted_jk import Fit
 from qchem.grids import Grid, GridPoints
 from qchem.integrals.pairs import plan_pairs
 from qchem.integrals.solid import plan_solid
@@ -180,7 +181,7 @@ class Padded:
         positions: Float[Array | np.ndarray, "natom 3"],
         orbitals: Float[Array | np.ndarray, "nspin nao norbital"],
         occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
-        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
+        fitted: tuple[Fit, ...] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; all but `fitted` is given, and returned, for the molecule."""
         slope = _gradient(*self._gradient_arguments(positions, orbitals, occupation), fitted)

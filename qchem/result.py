@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from qchem.errors import InputError
+from qchem.fitted_jk import Fit
 from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded
@@ -69,7 +70,7 @@ class Result:
         energies: Mapping[str, Array],
         settings: dict[str, Any],
         timings: dict[str, float],
-        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
+        fitted: tuple[Fit, ...] | None = None,
     ):
         self.molecule, self.scf, self._padded = molecule, scf, padded
         self.method: Method = padded.alone

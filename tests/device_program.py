@@ -145,6 +145,31 @@ def nonlocal_correlation(count):
     return compiled(jax.value_and_grad(energy, (0, 1)))(POSITIONS, dm), []
 
 
+def together(count):
+    """Derivatives in small arrays and a large one that all devices have, and in one they share;
+    and how many arrays these devices add up."""
+    from jax.sharding import PartitionSpec as P
+
+    from qchem.devices import Share, spread
+
+    mesh = mesh_of(count, "molecule")
+    small = [jnp.linspace(1.0, 2.0, n).reshape(-1, 1) for n in range(1, 9)]
+    large, own = jnp.linspace(0.0, 1.0, 40_000), jnp.linspace(1.0, 3.0, 8)
+
+    def energy(small, large, own, number):
+        terms = sum(jnp.sum(x**2) for x in small) + jnp.sum(large) * small[3][number, 0]
+        return Share.of(mesh).total(terms * jnp.sum(own**2))
+
+    def shared(*arrays):
+        places = P(), P(), P("molecule"), P()
+        return spread(energy, mesh, places, P())(*arrays, jnp.asarray(2))
+
+    slopes = compiled(jax.value_and_grad(shared, (0, 1, 2))).lower(small, large, own).compile()
+    lines = [line for line in slopes.as_text().splitlines() if " all-reduce(" in line]
+    arrays = [line.split(" all-reduce(")[1].split(")")[0].count(",") + 1 for line in lines]
+    return slopes(small, large, own), [sum(arrays)]
+
+
 def screened(count, xc="svwn", closer=0.0):
     """XC energy, derivatives by positions and orbitals, and Fock matrix of fragments in a row.
 

@@ -274,6 +274,27 @@ def test_derivatives_are_finite_on_nuclei_and_where_weights_vanish(dtype):
         assert np.all(np.isfinite(derivative))
 
 
+@pytest.mark.parametrize("dtype, atol", [(np.float64, 1e-12), (np.float32, 2e-5)])
+def test_slopes_of_pairs_at_the_ends_of_borders(dtype, atol):
+    """Leads, or the share that slopes are to be multiplied by, vanish there as the cells do."""
+    near = np.logspace(-20, 0, 400)
+    nu = np.concatenate([1 - near, near - 1]).astype(dtype)
+
+    def cell(y):
+        for _ in range(3):
+            y = y * y * (3 - y) / 2
+        return y / 2
+
+    exact = nu.astype(np.longdouble)
+    s, s_of_other, slope = cell(1 - exact), cell(1 + exact), np.longdouble(-27) / 16
+    for _ in range(3):
+        slope, exact = slope * (1 - exact**2), exact * (3 - exact**2) / 2
+    slopes = becke._pair_slope((0.3 * s).astype(dtype), (0.7 * s_of_other).astype(dtype), nu)
+    assert_allclose(slopes, -0.4 * slope, rtol=0, atol=atol)
+    of_share = becke._pair_slope(np.ones_like(nu), np.zeros_like(nu), nu)
+    assert_allclose(np.asarray(of_share) * s, slope, rtol=0, atol=atol)
+
+
 def test_float32_keeps_its_dtype_and_most_of_its_digits():
     grid = Grid.from_numbers(HEAVY, 0)
     points, weights = place(grid, HEAVY_POSITIONS.astype(np.float32))

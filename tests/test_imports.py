@@ -16,7 +16,7 @@ DEPENDS_ON = {  # directly; what these depend on is allowed too
     "compilation": ("fingerprint", "linear_algebra"),
     "data": (),
     "precision": ("errors",),
-    "devices": ("errors", "compilation"),
+    "devices": ("errors", "compilation", "derivatives"),
     "molecule": ("errors", "units"),
     "basis": ("molecule", "chunking", "compilation", "derivatives"),
     "atomic_grid": ("molecule",),

@@ -98,7 +98,8 @@ def test_dependent_auxiliary_functions_do_no_harm():
         kets = auxiliary_distributions(aux, positions)
         three, two = fitted_jk.fitting_arrays(SMALL.nao, aux.nao, bras, kets)
         two = two - 1e-14 * jnp.eye(aux.nao)  # rounding of the bad kind
-        return two, fitted_jk.DensityFittedJK.fit(three, two).coulomb(jnp.eye(SMALL.nao))
+        jk = fitted_jk.DensityFittedJK(fitted_jk.fit_of(three, two).columns)
+        return two, jk.coulomb(jnp.eye(SMALL.nao))
 
     def compute(positions):
         def total(aux, positions):
@@ -197,13 +198,13 @@ def test_fitted_energy(weights, known):
     that are known too."""
     coulomb = 0.9
 
-    def builders(positions):
+    def builders(positions, **how):
         sizes = SMALL.nao, FITTING.nao, weights.omega
-        return fitted_jk.DensityFittedJK.build_separated(*small_rows(positions), *sizes)
+        return fitted_jk.DensityFittedJK.build_separated(*small_rows(positions), *sizes, **how)
 
     def energy(positions, factor):
         rows, settings = small_rows(positions), (FITTING.nao, coulomb, weights)
-        fitted = tuple(jk.fitted for jk in builders(positions)) if known else None
+        fitted = tuple(jk.fit for jk in builders(positions, keep=True)) if known else None
         return energies.fitted_energy(*rows, factor, *settings, fitted=fitted)
 
     def expected(positions, factor):
@@ -224,13 +225,14 @@ def test_fitted_energy_of_turned_orbitals(weights):
 def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
     metric = jnp.eye(7) + 0.1
+    lower = jnp.linalg.cholesky(metric)
 
     def all_of_it():
-        parts = energies._Contracted.build(three, metric, FACTOR, 0.9, 0.4)
+        parts = energies._Contracted.build(three, lower, FACTOR, 0.9, 0.4)
         return parts.energy, parts.metric_slope(), *parts.slopes(three, FACTOR)
 
     def fit():
-        return fitted_jk.DensityFittedJK.fit(three, metric).fitted
+        return fitted_jk.fit_of(three, metric).columns
 
     whole, fitted = all_of_it(), fit()
     monkeypatch.setattr(metric_of_fit, "_SOLVED_BYTES", 8 * 7 * 4)  # rows

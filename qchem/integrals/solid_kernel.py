@@ -57,7 +57,8 @@ def potential_of(
     """sum_P (f|P) charge_P, hartree."""
     sides, *operands = _operands(bra, ket)
     coefficient = operands.pop(2)
-    values = jnp.dot(_potentials(sides, bra.order, *operands), charge, precision="highest")
+    (potentials,) = _potentials(sides, (bra.order,), *operands)
+    values = jnp.dot(_in_rows(potentials), charge, precision="highest")
     coefficient = coefficient.reshape(*coefficient.shape[:2], -1)
     return jnp.einsum("rfp,rp->rf", coefficient, values, precision="highest")
 
@@ -90,13 +91,16 @@ def _operands(bra, ket):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _potentials(sides, order, width, center, ket_width, ket_center, charge):
+def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
     """Derivatives of the potentials of the ket's shells at the bra's primitives.
 
-    (d/dP)^p (d/dC)_lm f(|P - C|) for degrees lowest ... order of p: the solid harmonic of P - C
-    times (-1/r d/dr)^l f, by the product rule. Shape: row, (k, p), (l, m, shell).
+    (d/dP)^p (d/dC)_lm f(|P - C|) for degrees lowest ... of p: the solid harmonic of P - C times
+    (-1/r d/dr)^l f, by the product rule. One array up to each degree of `ends`, the further ones
+    from where the one before ends: to pick rows of one for a product would be a copy. Their shape
+    is row, k, p, (l, m, shell).
     """
     _, lowest, kinds = sides
+    order = ends[-1]
     nrow, depth = width.shape
     fence = ~(width[0, 0] < 0)
     alpha = 1.0 / (width.reshape(-1, 1) + ket_width[None])
@@ -119,35 +123,33 @@ def _potentials(sides, order, width, center, ket_width, ket_center, charge):
     radial = radial_derivatives(
         list(jnp.concatenate(bases, axis=2)), jnp.concatenate(distances, axis=2)
     )
-    end, parts = 0, []
-    skipped = nhermite(order) - nhermite(order, lowest)
+    end, parts = 0, [[] for _ in ends]
     for (l, _, nshell, _), distance in zip(kinds, distances):
         start, end = end, end + nshell
         of_shells = radial[:, :, start:end].reshape(radial.shape[0], -1)
         if l == 0:
-            blocks = [float(angular_matrix(0, True)[0, 0]) * of_shells[skipped:, None]]
+            of_shells = float(angular_matrix(0, True)[0, 0]) * of_shells
+            edges = [nhermite(degree) for degree in range(lowest - 1, order + 1)]
+            blocks = [of_shells[a:b, None] for a, b in zip(edges[:-1], edges[1:], strict=True)]
         else:
             product = partial(_products, lowest, order, l)
             blocks = standing(fence, product, distance.reshape(3, -1), of_shells)
         blocks = [x.reshape(-1, 2 * l + 1, nrow, depth, nshell) for x in blocks]
         blocks = [jnp.transpose(x, (2, 3, 0, 1, 4)) for x in blocks]
-        parts.append(jnp.concatenate(blocks, axis=2).reshape(nrow, -1, (2 * l + 1) * nshell))
-    return jnp.concatenate(parts, axis=2)
+        for part, rows in zip(parts, _up_to(ends, lowest, blocks), strict=True):
+            part.append(rows.reshape(*rows.shape[:3], -1))
+    return tuple(jnp.concatenate(part, axis=3) for part in parts)
 
 
-def _potentials_jvp(sides, order, primals, tangents):
+def _potentials_jvp(sides, ends, primals, tangents):
     """A derivative on a center raises a power."""
     dwidth, dcenter, dket_width, dket_center, dcharge = tangents
     if _widths_move(dwidth, dket_width, dcharge):
         tangents = _instantiated(primals, tangents)
-        return jax.jvp(partial(_potentials.fun, sides, order), primals, tangents)
-    lowest = sides[1]
-    nrow, nprim = primals[0].shape
-    raised = _potentials(sides, order + 1, *primals).reshape(
-        nrow, nprim, nhermite(order + 1, lowest), -1
-    )
-    size = nhermite(order, lowest)
-    value, tangent = raised[:, :, :size], jnp.zeros((), raised.dtype)
+        return jax.jvp(partial(_potentials.fun, sides, ends), primals, tangents)
+    lowest, order = sides[1], ends[-1]
+    (raised,) = _potentials(sides, (order + 1,), *primals)
+    value, tangent = raised[:, :, : nhermite(order, lowest)], jnp.zeros((), raised.dtype)
     for axis in range(3):
         change = jnp.zeros((), raised.dtype)
         if not isinstance(dcenter, SymbolicZero):
@@ -155,11 +157,19 @@ def _potentials_jvp(sides, order, primals, tangents):
         if not isinstance(dket_center, SymbolicZero):
             change = change - _per_function(sides, dket_center[:, axis])[None, None, None]
         tangent = tangent + raised[:, :, _raised_index(order, lowest, axis)] * change
-    shape = nrow, nprim * size, raised.shape[3]
-    return value.reshape(shape), tangent.reshape(shape)
+    sizes = [nhermite(end, lowest) for end in ends]
+    return tuple(tuple(jnp.split(x, sizes[:-1], axis=2)) for x in (value, tangent))
 
 
 _potentials.defjvp(_potentials_jvp, symbolic_zeros=True)
+
+
+def _up_to(ends, lowest, blocks):
+    """Blocks of degrees from the lowest on, put together up to each of the ends."""
+    starts = [0, *(end + 1 - lowest for end in ends)]
+    return [
+        jnp.concatenate(blocks[a:b], axis=2) for a, b in zip(starts[:-1], starts[1:], strict=True)
+    ]
 
 
 def _products(lowest, order, l, separation, radial):
@@ -252,12 +262,18 @@ def _leibniz(degree, j):
 
 def _interaction(sides, width, center, coefficient, *ket):
     """(f|g) of a block: (row, f, (l, m, shell))."""
-    return _contracted(coefficient, _potentials(sides, sides[0], width, center, *ket))
+    (potentials,) = _potentials(sides, (sides[0],), width, center, *ket)
+    return _contracted(coefficient, potentials)
 
 
 def _contracted(coefficient, potentials):
     coefficient = coefficient.reshape(*coefficient.shape[:2], -1)
-    return jnp.matmul(coefficient, potentials, precision="highest")
+    return jnp.matmul(coefficient, _in_rows(potentials), precision="highest")
+
+
+def _in_rows(potentials):
+    """Row, (k, p), (l, m, shell)."""
+    return potentials.reshape(len(potentials), -1, potentials.shape[3])
 
 
 def _per_function(sides, of_primitive):
@@ -305,11 +321,9 @@ def _weighted_jvp(sides, primals, tangents):
         return jax.jvp(partial(_weighted_integrals, sides), primals, tangents)
     order, lowest, _ = sides
     nrow, _, nprim, npower = coefficient.shape
-    every = _potentials(sides, order + 1, width, center, *ket)
-    every = every.reshape(nrow, nprim, -1, weight.shape[2])
-    potentials = every[:, :, :npower].reshape(nrow, nprim * npower, -1)
+    potentials, highest = _potentials(sides, (order, order + 1), width, center, *ket)
     # Derivative of the sum in coefficients.
-    slope = jnp.einsum("rpj,rfj->rpf", potentials, weight, precision="highest")
+    slope = jnp.einsum("rpj,rfj->rpf", _in_rows(potentials), weight, precision="highest")
     slope = jnp.swapaxes(slope, 1, 2).reshape(coefficient.shape)
     value = jnp.vdot(slope, coefficient, precision="highest")
     tangent = jnp.zeros_like(value)
@@ -321,8 +335,9 @@ def _weighted_jvp(sides, primals, tangents):
         turned = lambda x: jnp.swapaxes(x.reshape(*weight.shape[:2], -1), 1, 2)  # noqa: E731
         charges = standing(~(width[0, 0] < 0), turned, coefficient)
         charges = jnp.matmul(charges, weight, precision="highest")
-        charges = charges.reshape(nrow, nprim, npower, -1)
-        charges, every = (jax.lax.split(x, [1] * x.shape[2], 2) for x in (charges, every))
+        charges = charges.reshape(potentials.shape)
+        split = lambda x: jax.lax.split(x, [1] * x.shape[2], 2)  # noqa: E731
+        charges, every = split(charges), [*split(potentials), *split(highest)]
         for axis in range(3):
             # What each primitive feels of each function of the ket, and the reverse.
             raised = _raised_index(order, lowest, axis)

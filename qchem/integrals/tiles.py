@@ -53,15 +53,23 @@ def blocks_of(rows: Distribution, size: int, ntarget: int) -> Distribution:
 
 
 def wanted_blocks(rows: Distribution, size: int) -> Bool[Array, " nblock"]:
-    """Which blocks of `size` rows have integrals that are not negligible, or not numbers.
+    """Which blocks of `size` rows have `wanted_rows`."""
+    return any_of_blocks(wanted_rows(rows), size)
+
+
+def any_of_blocks(wanted: Bool[Array, " nrow"], size: int) -> Bool[Array, " nblock"]:
+    """Whether any row of a block is wanted."""
+    return jnp.any(jnp.pad(wanted, (0, -wanted.size % size)).reshape(-1, size), axis=1)
+
+
+def wanted_rows(rows: Distribution) -> Bool[Array, " nrow"]:
+    """Which rows have integrals that are not negligible, or not numbers.
 
     Coulomb norms bound integrals with auxiliary functions, and, times the fourth root of an
     exponent, potentials at nuclei. They are those of the rows themselves, not of their sum with a
     density, whose derivative would miss what a small density leaves out.
     """
-    norms = coulomb_norm(jax.lax.stop_gradient(rows))
-    blocks = jnp.pad(norms, (0, -norms.size % size)).reshape(-1, size)
-    return ~(jnp.max(blocks, axis=1) <= NEGLIGIBLE)
+    return ~(coulomb_norm(jax.lax.stop_gradient(rows)) <= NEGLIGIBLE)
 
 
 def if_wanted(function: Callable[[Distribution], Array]) -> Callable[..., Array]:
@@ -92,9 +100,17 @@ def own_rows(
 
     def own(rows):
         dealt = blocks_of(rows, share.count, ntarget)
-        return jax.tree.map(lambda x: jnp.take(x, share.index(), axis=1), dealt)
+        return jax.tree.map(lambda x: share.one_of(x, 1), dealt)
 
     return tuple(own(rows) for rows in lists)
+
+
+def own_wanted(wanted: Bool[Array, " nrow"], share: Share) -> Bool[Array, " own"]:
+    """Which of a list of `own_rows` are wanted."""
+    if share.alone:
+        return wanted
+    filled = jnp.pad(wanted, (0, -wanted.size % share.count))
+    return share.one_of(filled.reshape(-1, share.count), 1)
 
 
 def contracted(rows: Distribution, weight: Float[Array, "nrow nfunction"]) -> Distribution:

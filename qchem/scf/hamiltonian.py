@@ -19,10 +19,10 @@ from qchem.basis.layout import Basis
 from qchem.basis.rows import RowPlan, plan_rows
 from qchem.compilation import platform, together
 from qchem.coulomb_fitting import FittedCoulomb, fitted_coulomb_energy
-from qchem.devices import MOLECULE, Share, mesh_for, spread
+from qchem.devices import MOLECULE, mesh_for
 from qchem.dispersion import Dispersion
 from qchem.fitted_energy import fitted_energy
-from qchem.fitted_jk import DensityFittedJK
+from qchem.fitted_jk import DensityFittedJK, Fit
 from qchem.grids import Grid
 from qchem.integrals.moments import packed_density, packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import (
@@ -37,7 +37,6 @@ from qchem.integrals.pairs import (
 from qchem.integrals.potential import potential, potential_energy
 from qchem.integrals.shared import filled_width
 from qchem.integrals.solid import SolidRows, plan_solid, solid_shells
-from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_energy
 from qchem.linear_algebra import keep_lapack_on_one_thread
 from qchem.precision import Precision, in_dtype
@@ -253,9 +252,10 @@ class Method(eqx.Module):
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
-        attraction = self._potential(pairs, self._nuclei(positions))
+        attraction = potential(pairs, self._nuclei(positions), size, self.mesh)
         charges, widths = (jnp.asarray(x, positions.dtype) for x in self.screened)
-        screened = self._potential(pairs, charge_distribution(-charges, widths, positions))
+        screening = charge_distribution(-charges, widths, positions)
+        screened = potential(pairs, screening, size, self.mesh)
         jks, fractions = self._builders(positions, pairs, reverse)
         dipole = packed_dipole(pairs, size)
         hcore = kinetic + attraction
@@ -284,7 +284,7 @@ class Method(eqx.Module):
         positions: Float[Array, "natom 3"],
         factor: Float[Array, "nspin nao nocc"],
         occupation: Float[Array, "nspin nocc"] | None = None,
-        fitted: tuple[Float[Array, "npair own"], ...] | None = None,
+        fitted: tuple[Fit, ...] | None = None,
     ) -> Float[Array, ""]:
         """Energy of given orbitals, made orthonormal where the nuclei are; hartree.
 
@@ -309,7 +309,8 @@ class Method(eqx.Module):
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
-        energy = energy + self._attraction(pairs, self._nuclei(positions), density)
+        packed = packed_density(density)
+        energy = energy + potential_energy(pairs, self._nuclei(positions), packed, self.mesh)
         if self.field is not None:
             field = _product(jnp.asarray(self.field, positions.dtype), packed_dipole(pairs, size))
             energy = energy + jnp.vdot(
@@ -331,8 +332,8 @@ class Method(eqx.Module):
 
     @property
     def reuses_fitted(self) -> bool:
-        """Whether derivatives after an SCF take its B, which spares them (ab|P) but is held beside
-        the weights of it; else these have its memory."""
+        """Whether derivatives after an SCF take its B and L, which spares them the integrals but is
+        held beside the weights of these; else they have its memory."""
         weights = self._exchange_weights(1.0)
         exchange = self.two_electron == "df" and bool(weights.full or weights.attenuated)
         if not (exchange and self.fitting and self.precision == "double"):
@@ -341,23 +342,25 @@ class Method(eqx.Module):
         size = 8 * nrange * npair(self.basis.nao) * self.aux.nao
         return size <= self.stored_bytes // _PART_FOR_DERIVATIVES
 
-    def known_fitted(
-        self, hamiltonian: Hamiltonian
-    ) -> tuple[Float[Array, "npair own"], ...] | None:
-        """B of each interaction, for `energy` not to make it again; None where it has to."""
+    def known_fitted(self, hamiltonian: Hamiltonian) -> tuple[Fit, ...] | None:
+        """Of each interaction, for `energy` not to make it again; None where it has to."""
         if not self.reuses_fitted:
             return None
         jks = hamiltonian.jk, hamiltonian.attenuated_jk
-        return tuple(jk.fitted for jk in jks if jk is not None)
+        return tuple(jk.fit for jk in jks if jk is not None)
 
-    def fitted_types(self, dtype: DTypeLike) -> tuple[jax.ShapeDtypeStruct, ...] | None:
+    def fitted_types(self, dtype: DTypeLike) -> tuple[Fit, ...] | None:
         """Of `known_fitted`, before there is a Hamiltonian."""
         if not self.reuses_fitted:
             return None
         ndevice = 1 if self.mesh is None else self.mesh.size
-        place = None if self.mesh is None else NamedSharding(self.mesh, P(None, MOLECULE))
-        shape = npair(self.basis.nao), filled_width(self.fitting, ndevice)
-        of_each = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        width = filled_width(self.fitting, ndevice)
+
+        def kind(nrow, *axes):
+            place = None if self.mesh is None else NamedSharding(self.mesh, P(*axes))
+            return jax.ShapeDtypeStruct((nrow, width), dtype, sharding=place)
+
+        of_each = Fit(kind(npair(self.basis.nao), None, MOLECULE), kind(width))
         return (of_each,) * (2 if self.functional.omega else 1)
 
     @property
@@ -404,6 +407,7 @@ class Method(eqx.Module):
         elif self.two_electron == "df":
             lists = pairs, self._auxiliary(positions)
             how = {"reverse": reverse, "dtype": self._short, "mesh": mesh}
+            how["keep"] = self.reuses_fitted
             sizes = nao, self.aux.nao, weights.omega
             jks = DensityFittedJK.build_separated(*lists, *sizes, **how)
         elif self.two_electron == "exact":
@@ -416,24 +420,6 @@ class Method(eqx.Module):
             far = jnp.asarray(weights.omega**-2, positions.dtype)
             jks = DirectJK(pairs, mesh), DirectJK(attenuated(pairs, far), mesh)
         return (*jks, None)[:2], (weights.full, weights.attenuated)
-
-    def _potential(self, pairs, charges):
-        """`potential` of the charges, by the devices together."""
-        share, size = Share.of(self.mesh), npair(self.basis.nao)
-
-        def shared(pairs, charges):
-            return share.total(potential(own_rows(pairs, share, size), charges, size))
-
-        return spread(shared, self.mesh, P(), P())(pairs, charges)
-
-    def _attraction(self, pairs, charges, density):
-        """`potential_energy` of a density, likewise."""
-        share, size = Share.of(self.mesh), npair(self.basis.nao)
-
-        def shared(pairs, charges, density):
-            return share.total(potential_energy(own_rows(pairs, share, size), charges, density))
-
-        return spread(shared, self.mesh, P(), P())(pairs, charges, packed_density(density))
 
     def _nuclear_energy(self, positions):
         charges = jnp.asarray(self.charges, positions.dtype)
