@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.fitted_jk import Fit
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import npair, pair_distributions
 from qchem.scf.hamiltonian import Method
@@ -20,7 +21,7 @@ def gradient(
     positions: Float[Array, "natom 3"],
     factor: Float[Array, "nspin nao nocc"],
     occupation: Float[Array, "nspin nocc"] | None = None,
-    fitted: tuple[Float[Array, "npair own"], ...] | None = None,
+    fitted: tuple[Fit, ...] | None = None,
 ) -> Float[Array, "natom 3"]:
     """dE/dR of a converged energy, hartree/bohr.
 
