@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from qchem.derivatives import jvp_of_moving
 from qchem.devices import MOLECULE, Share, spread
-from qchem.fitted_jk import DensityFittedJK, fitting_arrays
+from qchem.fitted_jk import PLACES, DensityFittedJK, Fit, fitting_arrays
 from qchem.integrals.fitting import (
     Pairs,
     charges_of_density,
@@ -30,7 +30,7 @@ from qchem.integrals.fitting import (
 )
 from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import npair
-from qchem.integrals.shared import Auxiliary, filled_lists
+from qchem.integrals.shared import Auxiliary, filled_lists, places_of_columns
 from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK
 from qchem.metric import columns_of, lower_factor, solved
@@ -86,6 +86,11 @@ class FittedCoulomb(AbstractJK):
         three, lower = building(pairs, aux, filled_lists(aux, share.count))
         return cls(lower, three, mesh=mesh)
 
+    @property
+    def fit(self) -> Fit | None:
+        """(ab|P) and L, if (ab|P) is stored."""
+        return None if self.three is None else Fit(self.three, self.lower)
+
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         share, nao, density = Share.of(self.mesh), dm.shape[0], packed_density(dm)
 
@@ -127,7 +132,11 @@ def _charges(lower, charge):
 
 
 def fitted_coulomb_energy(
-    pairs: Pairs, aux: Auxiliary, dm: Float[Array, "nao nao"], mesh: Mesh | None = None
+    pairs: Pairs,
+    aux: Auxiliary,
+    dm: Float[Array, "nao nao"],
+    mesh: Mesh | None = None,
+    fitted: Fit | None = None,
 ) -> Float[Array, ""]:
     """Coulomb energy ½ q (P|Q)^-1 q of a density matrix, hartree; nothing of the size of (ab|P)
     is stored.
@@ -137,19 +146,27 @@ def fitted_coulomb_energy(
 
     Args:
         mesh: Devices that share the pairs.
+        fitted: (ab|P) and L of the same lists, of solid harmonics, as `FittedCoulomb` has them:
+            charges need no integrals. Constant to derivatives, of which the first are right all
+            the same.
     """
     energy = partial(_coulomb_energy, Share.of(mesh))
-    return spread(energy, mesh, P(), P())(pairs, aux, dm)
+    places = P(), P(), P(), None if fitted is None else PLACES
+    return spread(energy, mesh, places, P())(pairs, aux, dm, jax.lax.stop_gradient(fitted))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _coulomb_energy(share, pairs, aux, dm):
-    charge, lower = _charges_and_factor(share, pairs, aux, dm)
+def _coulomb_energy(share, pairs, aux, dm, fitted):
+    charge, lower = _charges_and_factor(share, pairs, aux, dm, fitted)
     rows = solved(lower, charge[None], transpose_a=True)
     return 0.5 * jnp.sum(rows**2)
 
 
-def _charges_and_factor(share, pairs, aux, dm):
+def _charges_and_factor(share, pairs, aux, dm, fitted):
+    """q and L, in one order."""
+    if fitted is not None:
+        charge = jnp.dot(packed_density(dm), fitted.columns, precision="highest")
+        return share.whole(charge), fitted.lower
     pairs = own_rows(pairs, share, npair(dm.shape[0]))
     charge = share.total(charges_of_density(pairs, aux, packed_density(dm)))
     return charge, lower_factor(fitting_2c(aux, share))
@@ -159,6 +176,10 @@ def _charges_and_factor(share, pairs, aux, dm):
 def _coulomb_energy_jvp(share, primals, tangents):
     charge, lower = _charges_and_factor(share, *primals)
     charge = _charges(lower, charge)
+    *primals, fitted = primals
+    *tangents, _ = tangents
+    if fitted is not None and not share.alone:
+        charge = charge[places_of_columns(primals[1], share)]
     metric = -0.5 * charge[:, None] * charge[None]
 
     def functional(pairs, aux, dm):

@@ -51,8 +51,8 @@ def fitted_energy(
         turn: If given, the orbitals are `factor` times this matrix, which is upper triangular; see
             `qchem.scf.orbitals.held_and_turn`.
         fitted: If given, those of each interaction from the same lists, as `DensityFittedJK` has
-            them: no integrals need be made anew. Constant to derivatives, which are right all the
-            same.
+            them: no integrals need be made anew. Constant to derivatives, of which the first
+            are right all the same.
     """
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)

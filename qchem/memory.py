@@ -97,9 +97,10 @@ def _of_forces(method, nocc, itemsize):
     sizes = {"charge distributions and their derivatives": 4 * _distributions(method)}
     if method.two_electron == "df":
         naux, products = method.aux.nao, nspin * max(nocc) ** 2 * method.aux.nao
-        if _has_exchange(method):
-            times = 2 if method.reuses_fitted else 1
+        times = int(_has_exchange(method)) + int(method.reuses_fitted)
+        if times:
             sizes["three-index integrals"] = times * nrange * packed * naux
+        if _has_exchange(method):
             sizes["products of orbitals"] = 2 * nrange * products
         sizes["the metric"] = nrange * 4 * naux**2
     sizes["orbitals"] = nspin * nao**2 * 12

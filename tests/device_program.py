@@ -112,6 +112,20 @@ def thorough(count):
     return molecule(count, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + b88", 2, 2, slope_of_fock)
 
 
+def known(count):
+    """Derivatives with (ab|P) that a Hamiltonian has, without exact exchange."""
+    method = small_method("lda_x", count, 2)
+
+    def slope(positions):
+        hamiltonian, _ = method.hamiltonian(jax.lax.stop_gradient(positions))
+        return method.energy(
+            positions, jnp.asarray(ORBITALS), fitted=method.known_fitted(hamiltonian)
+        )
+
+    assert method.reuses_fitted
+    return compiled(jax.value_and_grad(slope))(POSITIONS), []
+
+
 def exact(count):
     """Stored and recomputed integrals without fitting: energies, Fock matrices and derivatives."""
     from qchem import Method

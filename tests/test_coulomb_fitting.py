@@ -47,13 +47,18 @@ def test_matrices_are_those_of_the_whole_fit(stored_bytes, reverse, make):
         assert_allclose(one, other, rtol=0, atol=RTOL * np.abs(other).max())
 
 
-@pytest.mark.parametrize("rows", [small_rows, solid_rows])
-def test_energy(rows):
-    """Its derivative rule agrees with differences, its value with the whole fit."""
+@pytest.mark.parametrize(
+    "rows, known", [(small_rows, False), (solid_rows, False), (solid_rows, True)]
+)
+def test_energy(rows, known):
+    """Its derivative rule agrees with differences, of integrals that are known too; its value with
+    the whole fit."""
 
     def energy(positions, factor):
         dm = jnp.sum(factor @ jnp.swapaxes(factor, 1, 2), axis=0)
-        return fitted_coulomb_energy(*rows(positions), dm)
+        lists, sizes = rows(positions), (SMALL.nao, FITTING.nao)
+        fitted = FittedCoulomb.build(*lists, *sizes, stored_bytes=1 << 20).fit if known else None
+        return fitted_coulomb_energy(*lists, dm, fitted=fitted)
 
     def expected(positions, factor):
         return fitted_energy(*small_rows(positions), factor, FITTING.nao, 1.0, 0.0)

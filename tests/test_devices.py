@@ -59,7 +59,7 @@ def assert_same(found, expected, name, count):
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     out = tmp_path_factory.mktemp("devices") / "numbers.npz"
-    more = "exact:0,2", "nonlocal_correlation:0,2", "together:0,2"
+    more = "exact:0,2", "nonlocal_correlation:0,2", "together:0,2", "known:0,4"
     return numbers(out, "converged:0,2,4", "given:0,4", "molecule:0,2,4", *more)
 
 
@@ -75,6 +75,10 @@ def test_exact_integrals(computed):
 
 def test_nonlocal_correlation(computed):
     assert_same(computed, computed, "nonlocal_correlation", 2)
+
+
+def test_known_integrals(computed):
+    assert_same(computed, computed, "known", 4)
 
 
 def test_derivatives_in_small_arrays_meet_as_one(computed):

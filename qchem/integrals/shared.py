@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qchem.devices import Share
 from qchem.integrals.pairs import Distribution
@@ -85,8 +85,13 @@ def from_device_order(
     """The reverse of `to_device_order`."""
     if share.alone:
         return two
-    place, _ = _places(aux, share.count)
+    place = places_of_columns(aux, share)
     return two[place[:, None], place[None]]
+
+
+def places_of_columns(aux: Auxiliary, share: Share) -> Int[np.ndarray, " ncolumn"]:
+    """Where the columns of (P|Q) stand among those of all devices."""
+    return _places(aux, share.count)[0]
 
 
 def _places(aux, count):

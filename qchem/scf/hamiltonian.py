@@ -326,19 +326,18 @@ class Method(eqx.Module):
             energy = energy + fitted_energy(*fitting, self.mesh, self._short, turn, fitted)
         else:
             fitting = pairs, self._auxiliary(positions), density
-            energy = energy + fitted_coulomb_energy(*fitting, self.mesh)
+            known = None if fitted is None else fitted[0]
+            energy = energy + fitted_coulomb_energy(*fitting, self.mesh, known)
         xc = self._xc(positions)
         return energy if xc is None else energy + xc.energy_of_orbitals(held, turn)
 
     @property
     def reuses_fitted(self) -> bool:
-        """Whether derivatives after an SCF take its B and L, which spares them the integrals but is
-        held beside the weights of these; else they have its memory."""
-        weights = self._exchange_weights(1.0)
-        exchange = self.two_electron == "df" and bool(weights.full or weights.attenuated)
-        if not (exchange and self.fitting and self.precision == "double"):
+        """Whether derivatives after an SCF take its three-index integrals and L, which spares them
+        these but is held beside the weights of B; else they have its memory."""
+        if self.two_electron != "df" or not self.fitting or self.precision != "double":
             return False
-        nrange = 2 if weights.omega else 1
+        nrange = 2 if self.functional.omega else 1
         size = 8 * nrange * npair(self.basis.nao) * self.aux.nao
         return size <= self.stored_bytes // _PART_FOR_DERIVATIVES
 
