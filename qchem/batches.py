@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from qchem.calculation import BasisLike, GridLike, nocc_of, padded_method, resolved_options
+from qchem.calculation import (
+    BasisLike,
+    GridLike,
+    check_flag,
+    nocc_of,
+    padded_method,
+    resolved_options,
+)
 from qchem.compilation import held_together, map_together, program
 from qchem.dispersion import Dispersion
 from qchem.energy_function import check_precision
@@ -87,6 +94,7 @@ def energies(
         raise InputError("no molecules were given; at least one is needed.")
     if chunk < 1:
         raise InputError(f"chunk = {chunk} molecules; it must be 1 or more.")
+    check_flag("forces", forces)
     options = resolved_options(scf_options)
     check_solver(solver, options)
     if options.get("smearing"):

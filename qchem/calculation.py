@@ -104,6 +104,8 @@ def energy(
     start = perf_counter()
     check_precision(molecule.positions)
     check_mode(precision, molecule.positions.dtype)
+    check_flag("forces", forces)
+    check_flag("follow_instability", follow_instability)
     names = molecule, basis, xc, two_electron, aux, grid, cartesian
     padded = padded_method(*names, precision)
     if mesh_for(mesh, GEOMETRY):
@@ -228,6 +230,7 @@ def _guess(guess: str | Result, method: Method) -> Guess:
 
 def nocc_of(molecule: Molecule, unrestricted: bool) -> tuple[int, ...]:
     """Number of occupied orbitals in each spin channel."""
+    check_flag("unrestricted", unrestricted)
     if molecule.multiplicity == 1 and not unrestricted:
         return (molecule.nalpha,)
     return molecule.nalpha, molecule.nbeta
@@ -289,6 +292,7 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
             raise InputError(
                 f"{what} = {given!r}; a name, one for each element symbol, or a Basis will do."
             )
+    check_flag("cartesian", cartesian)
     if not isinstance(xc, str | Functional | LearnedFunctional):
         raise InputError(f"xc = {xc!r}; a name, such as 'b3lyp', or a functional will do.")
     sizes = isinstance(grid, tuple) and len(grid) == 2 and all(map(_is_whole, grid))
@@ -311,6 +315,12 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
     charge = molecule.charge if xc.dispersion else 0  # else plans are those of any ion
     names = molecule.numbers, _frozen(basis), xc, _frozen(aux), _frozen(grid), cartesian, charge
     return *names, precision
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse anything but True and False: "no" would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} = {value!r}; True or False is needed.")
 
 
 def _is_whole(value):

@@ -21,6 +21,7 @@ from qchem.command import (
     jsonable,
     output_file,
     say,
+    show_version,
     version,
     versions,
 )
@@ -89,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
-        print(f"qchem (srdft {version('srdft')})")
-        return 0
+        return show_version(f"qchem (srdft {version('srdft')})")
     command = tyro.cli(
         Annotated[Energy, tyro.conf.subcommand("energy")]
         | Annotated[Validate, tyro.conf.subcommand("validate")],

@@ -49,6 +49,16 @@ def exit_code(command: Callable[[], int], *, debug: bool, failure: str) -> int:
         return 1
 
 
+def show_version(line: str) -> int:
+    """Print what `--version` asks for, and return the exit code."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        say(f"the version cannot be shown: {error.strerror}.")
+        return 1
+    return 0
+
+
 def configure_jax() -> None:
     """Use 64-bit numbers, and keep compiled programs in the user's cache directory.
 

@@ -168,9 +168,10 @@ class Molecule(eqx.Module):
 
 def _lines(path: str | PathLike[str]) -> list[str]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        # Comments may be in any encoding; numbers and symbols are ASCII.
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             return file.read().split("\n")  # splitlines() knows rarer separators too
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise MoleculeError(f"cannot read {str(path)!r}: {error}") from error
 
 

@@ -22,6 +22,7 @@ from qchem.command import (
     jsonable,
     output_file,
     say,
+    show_version,
     versions,
 )
 from qchem.errors import InputError
@@ -118,8 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
-        print(f"srdft {versions()['srdft']}")
-        return 0
+        return show_version(f"srdft {versions()['srdft']}")
     command = tyro.cli(
         Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Sample, tyro.conf.subcommand("sample")]

@@ -265,6 +265,13 @@ def test_forces_need_convergence():
         result.require_converged()
 
 
+@pytest.mark.parametrize("value", ["no", 1, None, np.array(True)])
+def test_flags_are_true_or_false(value):
+    calculation.check_flag("forces", np.bool_(False))
+    with pytest.raises(InputError, match="forces = .*; True or False"):
+        calculation.check_flag("forces", value)
+
+
 STO_3G = qchem.Basis.from_name((1, 1), "sto-3g")
 
 
@@ -304,6 +311,7 @@ def test_wrong_options_are_refused(options, error, message):
         ({"grid": [20, 50]}, "numbers of .radial, angular. points"),
         ({"grid": (20, 50, 3)}, "numbers of .radial, angular. points"),
         ({"grid": True}, "a level from 0 to 9"),
+        ({"cartesian": 0}, "cartesian = 0; True or False"),
     ],
 )
 def test_other_types_are_refused(change, message):

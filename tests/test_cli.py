@@ -1,6 +1,7 @@
 """The command line: flags, JSON, exit codes and messages; the calculation itself is a stand-in."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -357,6 +358,16 @@ def test_a_real_calculation_agrees_with_the_stored_energy(capsys, monkeypatch, t
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("qchem ")
+
+
+def test_version_where_nothing_can_be_written(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["--version"]) == 1
+    assert capsys.readouterr().err == "the version cannot be shown: No space left on device.\n"
 
 
 @pytest.mark.parametrize("deviation, code", [(1e-12, 0), (1e-3, 1), (np.nan, 1)])

@@ -134,6 +134,15 @@ def test_what_is_no_integer(value):
         _integer("charge", value)
 
 
+def test_bytes_of_any_encoding_in_a_comment(tmp_path):
+    path = tmp_path / "file.xyz"
+    path.write_bytes("1\nhélium\nHe 0 0 0\n".encode("latin-1"))
+    assert Molecule.from_xyz(path).numbers == (2,)
+    path.write_bytes("1\n\nHé 0 0 0\n".encode("latin-1"))
+    with pytest.raises(InputError, match="line 3"):
+        Molecule.from_xyz(path)
+
+
 def test_separators_that_end_no_line(tmp_path):
     """And what Python alone takes for a number."""
     path = tmp_path / "file.xyz"
