@@ -43,7 +43,7 @@ from qchem.integrals.pairs import (
     plan_pairs,
 )
 from qchem.integrals.potential import potential
-from qchem.integrals.shared import filled_lists, to_device_order
+from qchem.integrals.shared import own_lists, to_device_order
 from qchem.integrals.solid import (
     plan_solid,
     solid_2c,
@@ -307,9 +307,10 @@ def three(basis, aux, rows, positions):
 
 def three_solid(basis, aux, rows, plan, positions, mesh):
     pairs = pair_distributions(basis, rows, positions)
-    own = filled_lists(solid_shells(aux, plan, positions), Share.of(mesh).count)
-    make = partial(solid_3c, npair=npair(basis.nao))
-    return spread(make, mesh, (P(), P(MOLECULE)), P(None, MOLECULE))(pairs, own)
+    share = Share.of(mesh)
+    make = lambda pairs, aux: solid_3c(pairs, own_lists(aux, share), npair(basis.nao))  # noqa: E731
+    shells = solid_shells(aux, plan, positions)
+    return spread(make, mesh, P(), P(None, MOLECULE))(pairs, shells)
 
 
 def fitted(basis, aux, rows, plan, positions, mesh):

@@ -30,7 +30,7 @@ from qchem.integrals.fitting import (
 )
 from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import npair
-from qchem.integrals.shared import Auxiliary, filled_lists, places_of_columns
+from qchem.integrals.shared import Auxiliary, own_lists, places_of_columns
 from qchem.integrals.tiles import own_rows
 from qchem.jk import AbstractJK
 from qchem.metric import columns_of, lower_factor, solved
@@ -78,12 +78,12 @@ class FittedCoulomb(AbstractJK):
         if not reverse and itemsize * npair(nao) * -(-naux // share.count) > stored_bytes:
             return cls(lower_factor(fitting_2c(aux)), None, pairs, aux, mesh)
 
-        def build(*lists):
+        def build(pairs, aux):
+            lists = pairs, aux, own_lists(aux, share)
             three, two = fitting_arrays(nao, naux, *lists, share=share, reverse=reverse)
             return three, lower_factor(two)
 
-        building = spread(build, mesh, (P(), P(), P(MOLECULE)), (P(None, MOLECULE), P()))
-        three, lower = building(pairs, aux, filled_lists(aux, share.count))
+        three, lower = spread(build, mesh, P(), (P(None, MOLECULE), P()))(pairs, aux)
         return cls(lower, three, mesh=mesh)
 
     @property

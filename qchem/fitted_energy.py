@@ -15,13 +15,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from qchem.derivatives import jvp_of_moving, triangular_quotient
-from qchem.devices import ALONE, MOLECULE, Share, spread
+from qchem.devices import ALONE, Share, spread
 from qchem.fitted_jk import PLACES, Fit, filled_columns, fitting_arrays, over_columns
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import weighted_fitting
 from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, attenuated
-from qchem.integrals.shared import Auxiliary, filled_lists, from_device_order
+from qchem.integrals.shared import Auxiliary, from_device_order, own_lists
 from qchem.jk import ExchangeWeights, over_ranges
 from qchem.metric import lower_factor, separated, solved
 
@@ -57,12 +57,14 @@ def fitted_energy(
     if not isinstance(exchange, ExchangeWeights):
         exchange = ExchangeWeights(exchange)
     share = Share.of(mesh)
-    energy = partial(_fitted_energy, naux, coulomb, exchange, share, dtype)
+
+    def energy(pairs, aux, *orbitals):
+        how = naux, coulomb, exchange, share, dtype
+        return _fitted_energy(*how, pairs, aux, own_lists(aux, share), *orbitals)
+
     known = None if fitted is None else (PLACES,) * len(fitted)
-    places = P(), P(), P(MOLECULE), P(), P(), known
-    spreading = spread(energy, mesh, places, P())
-    fitted = jax.lax.stop_gradient(fitted)
-    return spreading(pairs, aux, filled_lists(aux, share.count), factor, turn, fitted)
+    spreading = spread(energy, mesh, (P(), P(), P(), P(), known), P())
+    return spreading(pairs, aux, factor, turn, jax.lax.stop_gradient(fitted))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))

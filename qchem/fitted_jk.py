@@ -29,7 +29,7 @@ from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import fitting_2c, fitting_3c, fitting_integrals
 from qchem.integrals.moments import packed_density, unpack
 from qchem.integrals.pairs import Distribution, npair
-from qchem.integrals.shared import Auxiliary, filled_lists, to_device_order
+from qchem.integrals.shared import Auxiliary, own_lists, to_device_order
 from qchem.jk import AbstractJK, over_ranges, packed_index
 from qchem.metric import columns_of, lower_factor, separated
 
@@ -90,14 +90,14 @@ class DensityFittedJK(AbstractJK):
         """
         share = Share.of(mesh)
 
-        def build(pairs, aux, own):
+        def build(pairs, aux):
+            own = own_lists(aux, share)
             integrals = partial(fitting_arrays, nao, naux, share=share, reverse=reverse)
             ranges = separated(*over_ranges(integrals, omega, pairs, aux, own), omega)
             return tuple(fit_of(*both, share, dtype) for both in ranges)
 
         places = (PLACES,) * (2 if omega else 1)
-        building = spread(build, mesh, (P(), P(), P(MOLECULE)), places)
-        parts = building(pairs, aux, filled_lists(aux, share.count))
+        parts = spread(build, mesh, P(), places)(pairs, aux)
         return tuple(cls(fit.columns, mesh, fit.lower if keep else None) for fit in parts)
 
     @property

@@ -106,8 +106,10 @@ def thorough(count):
     functions; and the derivative of a Fock matrix in reverse mode."""
 
     def slope_of_fock(method, positions, factor):
-        square = lambda x: jnp.sum(method.hamiltonian(x)[0].fock(factor) ** 2)  # noqa: E731
-        return jax.grad(square)(positions)
+        def square(x, reverse):
+            return jnp.sum(method.hamiltonian(x, reverse=reverse)[0].fock(factor) ** 2)
+
+        return [jax.grad(square)(positions, reverse) for reverse in (False, True)]
 
     return molecule(count, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + b88", 2, 2, slope_of_fock)
 

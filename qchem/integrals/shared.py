@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -23,6 +24,20 @@ Auxiliary = tuple[SolidShells, ...] | tuple[Distribution, ...]
 def filled_lists(aux: Auxiliary, count: int) -> Auxiliary:
     """The lists of `count` devices one after another, of which these take equal parts."""
     return tuple(_filled(rows, count) for rows in aux) if count > 1 else aux
+
+
+def own_lists(aux: Auxiliary, share: Share) -> Auxiliary:
+    """A device's part of `filled_lists`.
+
+    To be taken by the device itself: derivatives in all lists then meet at once.
+    """
+    if share.alone:
+        return aux
+
+    def own(x):
+        return share.one_of(jnp.reshape(jnp.asarray(x), (share.count, -1, *x.shape[1:])))
+
+    return jax.tree.map(own, filled_lists(aux, share.count))
 
 
 def filled_width(plan: tuple[SolidRows, ...], count: int) -> int:
