@@ -27,7 +27,7 @@ from qchem.memory import check_memory
 from qchem.molecule import Molecule
 from qchem.padding import Padded, parted
 from qchem.precision import in_dtype
-from qchem.properties import gradient
+from qchem.properties import gradient, known_after
 from qchem.scf.converge import check_solver, traced
 from qchem.scf.hamiltonian import Method, TwoElectron
 from qchem.scf.orbitals import Occupied, check_occupation
@@ -218,8 +218,8 @@ def _batch(method, arguments, alike, options, solver, forces):
             "cycles": scf.cycles,
         }
         if forces:
-            fitted = method.known_fitted(hamiltonian)
-            slope = gradient(method, positions, scf.factor, fitted=fitted)
+            known = known_after(method, hamiltonian, scf, options)
+            slope = gradient(method, positions, scf.factor, None, *known)
             found["gradient"] = jnp.where(scf.converged, slope, jnp.nan)
         return found
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from qchem.devices import check_placement, map_geometries
 from qchem.errors import InputError
 from qchem.precision import check_mode, in_dtype
-from qchem.properties import dipole_moment
+from qchem.properties import dipole_moment, known_after
 from qchem.scf.converge import traced
 from qchem.scf.hamiltonian import Method
 from qchem.scf.orbitals import density_matrix
@@ -156,11 +156,11 @@ def _evaluate(variables, rest, moving):
     if moving is None:
         return value
     moved, held = eqx.partition(variables, moving)
-    fitted = function.method.known_fitted(hamiltonian)
+    known = known_after(fixed.method, hamiltonian, scf, dict(fixed.options))
 
     def energy(moved):
         function, positions = eqx.combine(moved, held, rest)
-        return function.method.energy(positions, scf.factor, fitted=fitted)
+        return function.method.energy(positions, scf.factor, None, *known)
 
     return value, jax.grad(energy)(moved)
 

@@ -182,9 +182,13 @@ class Padded:
         orbitals: Float[Array | np.ndarray, "nspin nao norbital"],
         occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
         fitted: tuple[Fit, ...] | None = None,
+        of_overlap: Float[np.ndarray, "nao nao"] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; all but `fitted` is given, and returned, for the molecule."""
-        slope = _gradient(*self._gradient_arguments(positions, orbitals, occupation), fitted)
+        if of_overlap is not None:
+            of_overlap = np.pad(of_overlap, (0, self.method.basis.nao - self.nao))
+        arguments = self._gradient_arguments(positions, orbitals, occupation)
+        slope = _gradient(*arguments, fitted, of_overlap)
         slope = np.asarray(slope)[: self.natom]
         if self.method.dispersion is not None:
             energy = self.method.dispersion.energy
@@ -197,7 +201,7 @@ class Padded:
         """Have the program of `gradient` of so many whole orbitals made meanwhile."""
         orbitals = np.zeros((len(nocc), self.nao, max(nocc)), np.asarray(positions).dtype)
         arguments = self._gradient_arguments(positions, orbitals, None)
-        _gradient.ahead(*arguments, self.method.fitted_types(orbitals.dtype))
+        _gradient.ahead(*arguments, self.method.fitted_types(orbitals.dtype), None)
 
     def _gradient_arguments(self, positions, orbitals, occupation):
         method, _ = parted(self.method)
@@ -301,5 +305,5 @@ def _hamiltonian(method, positions):
 
 
 @program
-def _gradient(method, positions, orbitals, occupation, fitted):
-    return gradient(method, positions, orbitals, occupation, fitted)
+def _gradient(method, positions, orbitals, occupation, fitted, of_overlap):
+    return gradient(method, positions, orbitals, occupation, fitted, of_overlap)

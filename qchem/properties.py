@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +13,14 @@ from jaxtyping import Array, Float
 from qchem.fitted_jk import Fit
 from qchem.integrals.moments import packed_dipole, packed_moment, unpack
 from qchem.integrals.pairs import npair, pair_distributions
-from qchem.scf.hamiltonian import Method
-from qchem.scf.orbitals import density_matrix, spin_square
+from qchem.scf.hamiltonian import Hamiltonian, Method
+from qchem.scf.orbitals import (
+    OVERLAP_THRESHOLD,
+    density_matrix,
+    slope_of_kept_space,
+    spin_square,
+)
+from qchem.scf.solve import SCFResult
 
 AnyArray = Array | np.ndarray
 
@@ -22,6 +31,7 @@ def gradient(
     factor: Float[Array, "nspin nao nocc"],
     occupation: Float[Array, "nspin nocc"] | None = None,
     fitted: tuple[Fit, ...] | None = None,
+    of_overlap: Float[Array, "nao nao"] | None = None,
 ) -> Float[Array, "natom 3"]:
     """dE/dR of a converged energy, hartree/bohr.
 
@@ -33,9 +43,25 @@ def gradient(
         factor: Occupied orbitals times the roots of their occupation.
         occupation: Where it is fractional, and `factor` then the orbitals alone. At an electronic
             temperature the derivative is that of the free energy, which is what is stationary.
-        fitted: As `Method.energy` takes it.
+        fitted, of_overlap: As `Method.energy` takes them.
     """
-    return jax.grad(method.energy)(positions, jax.lax.stop_gradient(factor), occupation, fitted)
+    factor = jax.lax.stop_gradient(factor)
+    return jax.grad(method.energy)(positions, factor, occupation, fitted, of_overlap)
+
+
+def known_after(
+    method: Method, hamiltonian: Hamiltonian, scf: SCFResult, options: Mapping[str, Any]
+) -> tuple[tuple[Fit, ...] | None, Float[Array, "nao nao"]]:
+    """`fitted` and `of_overlap` for the gradient of what an SCF with these options has found."""
+    threshold = options.get("overlap_threshold", OVERLAP_THRESHOLD)
+    matrices = hamiltonian.overlap, scf.fock, scf.dm
+    of_overlap = jax.lax.cond(
+        jnp.any(jnp.isinf(scf.mo_energy)),
+        lambda *x: slope_of_kept_space(*x, threshold),
+        lambda overlap, *_: jnp.zeros_like(overlap),
+        *matrices,
+    )
+    return method.known_fitted(hamiltonian), of_overlap
 
 
 def moments(

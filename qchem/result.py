@@ -19,7 +19,7 @@ from qchem.padding import Padded
 from qchem.properties import dipole_moment
 from qchem.scf.converge import curvature
 from qchem.scf.hamiltonian import ENERGIES, Hamiltonian, Method
-from qchem.scf.orbitals import spin_square
+from qchem.scf.orbitals import OVERLAP_THRESHOLD, slope_of_kept_space, spin_square
 from qchem.scf.solve import SCFResult
 from qchem.scf.stability import UNSTABLE
 
@@ -74,7 +74,7 @@ class Result:
     ):
         self.molecule, self.scf, self._padded = molecule, scf, padded
         self.method: Method = padded.alone
-        self._fitted, self._forces = fitted, None
+        self._fitted, self._forces, self._of_overlap = fitted, None, None
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
@@ -92,6 +92,10 @@ class Result:
         self.dipole = dipole_moment(self.method.charges, molecule.positions, matrices, self.dm)
         overlap = np.asarray(hamiltonian.overlap)[: self.nao, : self.nao]
         self.s2 = 0.0 if len(self.dm) == 1 else float(spin_square(scf.factor, overlap))
+        if self.converged and not np.isfinite(self.mo_energy).all():
+            threshold = settings.get("overlap_threshold", OVERLAP_THRESHOLD)
+            fock = np.asarray(scf.fock)[:, : self.nao, : self.nao]
+            self._of_overlap = np.asarray(slope_of_kept_space(overlap, fock, self.dm, threshold))
 
     def forces(self) -> Float[np.ndarray, "natom 3"]:
         """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
@@ -114,7 +118,8 @@ class Result:
             filled = self.scf.mo_occ > _EMPTY
             orbitals = np.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
         fitted, self._fitted = self._fitted, None
-        self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, fitted)
+        known = fitted, self._of_overlap
+        self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, *known)
         self.timings["forces"] = perf_counter() - start
         return self._forces.copy()
 

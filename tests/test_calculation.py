@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 import qchem
 from qchem import calculation
+from qchem.basis.library import Shell
 from qchem.errors import ConvergenceError, FunctionalNotFoundError, InputError
 from qchem.scf.start import Guess, overlaps
 from tests import oracle
@@ -263,6 +264,29 @@ def test_forces_need_convergence():
         result.forces()
     with pytest.raises(ConvergenceError):
         result.require_converged()
+
+
+@pytest.mark.parametrize("change", [{}, {"multiplicity": 3, "overlap_threshold": 1e-5}])
+def test_forces_where_directions_are_left_out(change):
+    """They turn with the nuclei; forces without that were wrong by 2e-5 here."""
+    exponents = 3.4, 1.2, 1.212, 0.4, 0.404, 0.12
+    basis = qchem.Basis.from_shells([[Shell(0, (a,), (1.0,)) for a in exponents]] * 2)
+    options = {"basis": basis, "xc": "hf", "tolerance": 1e-9} | change
+    spin = {"multiplicity": options.pop("multiplicity", 1)}
+
+    def at(distance):
+        positions = np.array([[0, 0, 0], [0, 0, distance]])
+        return qchem.Molecule.from_arrays((1, 1), positions, unit="bohr", **spin)
+
+    results = [qchem.energy(at(1.4 + n * 1e-3), **options) for n in (-2, -1, 1, 2)]
+    assert np.isinf(results[0].mo_energy).any()
+    measured = oracle.slope(np.array([result.energy for result in results]), 1e-3)
+    assert_allclose(qchem.energy(at(1.4), **options).forces()[1, 2], -measured, atol=1e-9)
+    function = qchem.energy_fn((1, 1), **options, **spin)
+    slope = jax.grad(function)(jnp.asarray(at(1.4).positions))
+    assert_allclose(slope[1, 2], measured, atol=1e-9)
+    (forces,) = qchem.energies([at(1.4)], **options).forces
+    assert_allclose(forces[1, 2], -measured, atol=1e-9)
 
 
 @pytest.mark.parametrize("value", ["no", 1, None, np.array(True)])

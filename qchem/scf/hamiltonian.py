@@ -285,6 +285,7 @@ class Method(eqx.Module):
         factor: Float[Array, "nspin nao nocc"],
         occupation: Float[Array, "nspin nocc"] | None = None,
         fitted: tuple[Fit, ...] | None = None,
+        of_overlap: Float[Array, "nao nao"] | None = None,
     ) -> Float[Array, ""]:
         """Energy of given orbitals, made orthonormal where the nuclei are; hartree.
 
@@ -294,6 +295,8 @@ class Method(eqx.Module):
 
         Args:
             fitted: `known_fitted` of the Hamiltonian at these positions.
+            of_overlap: Added to the derivative in the overlap: `slope_of_kept_space`, where
+                directions have been left out.
         """
         self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
@@ -309,6 +312,9 @@ class Method(eqx.Module):
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
+        if of_overlap is not None:
+            turned = overlap - jax.lax.stop_gradient(overlap)
+            energy = energy + jnp.vdot(of_overlap, turned, precision="highest")
         packed = packed_density(density)
         energy = energy + potential_energy(pairs, self._nuclei(positions), packed, self.mesh)
         if self.field is not None:

@@ -64,10 +64,35 @@ def canonical_orthogonalizer(
         X, with removed columns first (eigenvalues ascend), and a mask of the columns kept.
     """
     eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(overlap))
-    resolved = 10 * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
-    kept = eigenvalues > jnp.maximum(threshold, resolved)
+    kept = _are_kept(eigenvalues, threshold)
     scale = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, eigenvalues, 1)), 0)
     return vectors * scale[None, :], kept
+
+
+def _are_kept(eigenvalues, threshold):
+    resolved = 10 * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+    return eigenvalues > jnp.maximum(threshold, resolved)
+
+
+def slope_of_kept_space(
+    overlap: Float[Array | np.ndarray, "nao nao"],
+    fock: Float[Array | np.ndarray, "nspin nao nao"],
+    dm: Float[Array | np.ndarray, "nspin nao nao"],
+    threshold: float = OVERLAP_THRESHOLD,
+) -> Float[Array, "nao nao"]:
+    """dE/dS by way of the directions that `canonical_orthogonalizer` keeps, hartree.
+
+    The energy is a minimum among orbitals of these alone. With S = V s V^T they turn into those
+    left out, d, by V_d^T dS V_r / (s_r - s_d), to which the energy's slope is 2 V_d^T F D V_r.
+    """
+    eigenvalues, vectors = jnp.linalg.eigh(jnp.asarray(overlap))
+    kept = _are_kept(eigenvalues, threshold)
+    crossing = ~kept[:, None] & kept[None]
+    gap = jnp.where(crossing, eigenvalues[None] - eigenvalues[:, None], 1)
+    product = jnp.einsum("sab,sbc->ac", jnp.asarray(fock), jnp.asarray(dm), precision="highest")
+    slope = jnp.einsum("ad,ab,br->dr", vectors, product, vectors, precision="highest")
+    slope = jnp.where(crossing, 2 * slope / gap, 0)
+    return symmetrized(jnp.einsum("ad,dr,br->ab", vectors, slope, vectors, precision="highest"))
 
 
 def diagonalize(
