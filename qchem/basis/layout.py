@@ -135,7 +135,7 @@ class Basis(eqx.Module):
         """A basis of explicit shells.
 
         Args:
-            shells: The shells of each atom.
+            shells: Of each atom, as `qchem.basis.library.Shell`: l, exponents, coefficients.
             spherical: Real solid harmonics, or Cartesian functions.
             name: For reports.
         """
