@@ -266,7 +266,8 @@ def _placed(x, place):
     found = _known_places.get(key)
     if found is None or found[0]() is not x:
         forget = ref(x, lambda _: _known_places.pop(key, None))
-        found = _known_places[key] = forget, jax.device_put(x, place)
+        # A copy, as what JAX takes without one holds its array, which would never be forgotten.
+        found = _known_places[key] = forget, jax.device_put(x.copy(), place)
     return found[1]
 
 

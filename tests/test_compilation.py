@@ -1,6 +1,5 @@
 """Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
 
-import gc
 import time
 from dataclasses import replace
 from functools import partial
@@ -206,10 +205,9 @@ def test_what_cannot_change_is_taken_to_a_device_once(monkeypatch):
     for factor in (1.0, 2.0):
         given[0] = factor * OVERLAP
         assert_allclose(add(*given), given[0] + OVERLAP)
-    assert sum(x is given[1] for x in taken) == 1
+    assert sum(type(x) is np.ndarray and x.flags.writeable for x in taken) == 1  # a copy
     (weak,) = [found[0] for found in compilation._known_places.values() if found[0]() is given[1]]
     taken.clear()
     given.clear()
-    gc.collect()  # what a cycle of references may still hold
     assert weak() is None
     assert all(found[0] is not weak for found in compilation._known_places.values())
