@@ -15,6 +15,7 @@ from qchem.calculation import (
     BasisLike,
     GridLike,
     check_flag,
+    is_whole,
     nocc_of,
     padded_method,
     resolved_options,
@@ -92,8 +93,8 @@ def energies(
     """
     if not molecules:
         raise InputError("no molecules were given; at least one is needed.")
-    if chunk < 1:
-        raise InputError(f"chunk = {chunk} molecules; it must be 1 or more.")
+    if not is_whole(chunk) or chunk < 1:
+        raise InputError(f"chunk = {chunk!r} molecules; it must be a whole number, 1 or more.")
     check_flag("forces", forces)
     options = resolved_options(scf_options)
     check_solver(solver, options)

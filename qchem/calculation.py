@@ -254,7 +254,7 @@ def resolved_options(options: dict[str, Any], precision: Precision = "double") -
         raise InputError("tolerance and residual_tolerance are two names of one option.")
     for name in sorted(_WHOLE & renamed.keys()):
         given = renamed[name]
-        if not (_is_whole(given) or (name == "stall" and given is None)):
+        if not (is_whole(given) or (name == "stall" and given is None)):
             raise InputError(f"{name} = {given!r}; a whole number is needed.")
     smearing = renamed.get("smearing", 0.0)
     if not isinstance(smearing, Real) or not 0 <= smearing < math.inf:
@@ -295,8 +295,8 @@ def _names(molecule, basis, xc, two_electron, aux, grid, cartesian, precision="d
     check_flag("cartesian", cartesian)
     if not isinstance(xc, str | Functional | LearnedFunctional):
         raise InputError(f"xc = {xc!r}; a name, such as 'b3lyp', or a functional will do.")
-    sizes = isinstance(grid, tuple) and len(grid) == 2 and all(map(_is_whole, grid))
-    if _is_whole(grid):
+    sizes = isinstance(grid, tuple) and len(grid) == 2 and all(map(is_whole, grid))
+    if is_whole(grid):
         grid = int(grid)
     elif not (isinstance(grid, Grid) or sizes):
         raise InputError(
@@ -323,7 +323,8 @@ def check_flag(name: str, value: object) -> None:
         raise InputError(f"{name} = {value!r}; True or False is needed.")
 
 
-def _is_whole(value):
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number of any kind."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

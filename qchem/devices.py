@@ -138,8 +138,8 @@ def spread(f: Callable[..., PyTree], mesh: Mesh | None, in_specs: Any, out_specs
         def rule(primals, tangents):
             pack, unpack, specs = _packing(in_specs, primals, tangents)
             both = lambda primals, packed: jvp_of_moving(own, primals, unpack(packed))  # noqa: E731
-            places = (in_specs, specs), (out_specs, out_specs)
-            return shard(both, in_specs=places[0], out_specs=places[1])(primals, pack(tangents))
+            places = {"in_specs": (in_specs, specs), "out_specs": (out_specs, out_specs)}
+            return shard(both, **places)(primals, pack(tangents))
 
         shared.defjvp(rule, symbolic_zeros=True)
         return shared(*arrays)
@@ -149,7 +149,7 @@ def spread(f: Callable[..., PyTree], mesh: Mesh | None, in_specs: Any, out_specs
 
 def _packing(in_specs, primals, tangents):
     """Packs tangents of small arrays that all devices have: in reverse mode these meet for each
-    array on its own, which on a CPU takes 50 µs however small it is.
+    array on its own, which on a CPU takes as long however small it is.
 
     Returns:
         What packs tangents, the reverse, and where the packed ones lie.

@@ -74,7 +74,7 @@ class Result:
     ):
         self.molecule, self.scf, self._padded = molecule, scf, padded
         self.method: Method = padded.alone
-        self._fitted, self._forces, self._of_overlap = fitted, None, None
+        self._fitted, self._forces = fitted, None
         self.stages: list[dict[str, Any]] = settings.get("stages", [])
         self.free_energy = float(scf.energy - settings.get("smearing", 0.0) * scf.entropy)
         self.energy = float(scf.energy)
@@ -90,12 +90,8 @@ class Result:
         self.homo, self.lumo = (homo, lumo) if len(homo) == 2 else (homo[0], lumo[0])
         matrices = np.asarray(hamiltonian.dipole)[:, : self.nao, : self.nao]
         self.dipole = dipole_moment(self.method.charges, molecule.positions, matrices, self.dm)
-        overlap = np.asarray(hamiltonian.overlap)[: self.nao, : self.nao]
-        self.s2 = 0.0 if len(self.dm) == 1 else float(spin_square(scf.factor, overlap))
-        if self.converged and not np.isfinite(self.mo_energy).all():
-            threshold = settings.get("overlap_threshold", OVERLAP_THRESHOLD)
-            fock = np.asarray(scf.fock)[:, : self.nao, : self.nao]
-            self._of_overlap = np.asarray(slope_of_kept_space(overlap, fock, self.dm, threshold))
+        self._overlap = np.asarray(hamiltonian.overlap)[: self.nao, : self.nao]
+        self.s2 = 0.0 if len(self.dm) == 1 else float(spin_square(scf.factor, self._overlap))
 
     def forces(self) -> Float[np.ndarray, "natom 3"]:
         """-dE/dR of the computed energy, basis and grid response included, hartree/bohr.
@@ -118,7 +114,12 @@ class Result:
             filled = self.scf.mo_occ > _EMPTY
             orbitals = np.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
         fitted, self._fitted = self._fitted, None
-        known = fitted, self._of_overlap
+        of_overlap = None
+        if not np.isfinite(self.mo_energy).all():  # directions have been left out
+            matrices = self._overlap, self.scf.fock, self.dm
+            threshold = self.settings.get("overlap_threshold", OVERLAP_THRESHOLD)
+            of_overlap = np.asarray(slope_of_kept_space(*matrices, threshold))
+        known = fitted, of_overlap
         self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, *known)
         self.timings["forces"] = perf_counter() - start
         return self._forces.copy()

@@ -67,6 +67,7 @@ def test_what_does_not_converge_is_said(molecules):
     [
         (0, {}, "at least one"),
         (1, {"chunk": 0}, "chunk = 0"),
+        (1, {"chunk": True}, "a whole number"),
         (1, {"smearing": 0.1}, "smearing"),
         (1, {"basis": "def2-svpp"}, "molecule 0: .*def2-svp"),
     ],

@@ -339,8 +339,8 @@ class Method(eqx.Module):
 
     @property
     def reuses_fitted(self) -> bool:
-        """Whether derivatives after an SCF take its three-index integrals and L, which spares them
-        these but is held beside the weights of B; else they have its memory."""
+        """Whether derivatives after an SCF take its three-index integrals and L in place of making
+        them again; as they are held meanwhile, only where they are small."""
         if self.two_electron != "df" or not self.fitting or self.precision != "double":
             return False
         nrange = 2 if self.functional.omega else 1
