@@ -35,8 +35,10 @@ def relaxed_factor(
 
     Args:
         hamiltonian: At the parameters to differentiate in.
-        scf: Converged there; a constant. Where it has not converged, or the equations do not, for
-            example because the state is a saddle point, the derivative is not a number.
+        scf: Converged there; a constant. Where it has not converged the result is not a number.
+            Where the equations do not, for example because the state is a saddle point or the
+            basis is nearly dependent, so is the derivative, or the linear solver ends with an
+            error that names its number of steps.
         nocc: Number of occupied orbitals in each spin channel.
         max_products: Of the Hessian with a vector, at most.
     """
