@@ -171,6 +171,39 @@ def test_charges_and_their_potential():
     assert_allclose(energy, density @ three @ charge, rtol=1e-12)
 
 
+def test_energy_of_charges_has_derivatives(monkeypatch):
+    """In positions, density and charges, of any order; in widths."""
+    monkeypatch.setattr(solid, "_LEAST", 1)
+    monkeypatch.setattr(tiles, "_TILE_BYTES", dict.fromkeys(("cpu", "gpu"), 2000))
+    moving = jnp.asarray(POSITIONS), weights()[0][:, 0], weights()[0][0], jnp.asarray(0.3)
+    direction = oracle.random_like(POSITIONS, 2)
+
+    def lists(positions, inverse_omega2):
+        both = pairs(positions), solid_shells(AUX, PLAN, positions)
+        return [attenuated(x, inverse_omega2) for x in both]
+
+    def energy(positions, density, charge, inverse_omega2):
+        return solid.energy_of_charges(*lists(positions, inverse_omega2), density, charge)
+
+    def plain(positions, density, charge, inverse_omega2):
+        three = solid_3c(*lists(positions, inverse_omega2), NPAIR)
+        return density @ three @ charge
+
+    @oracle.jit
+    def compute(*moving):
+        found = []
+        for f in (energy, plain):
+            slopes = jax.grad(f, argnums=(0, 1, 2))
+            at_width = lambda *x, slopes=slopes: slopes(*x, moving[3])  # noqa: E731
+            second = jax.jvp(at_width, moving[:3], (direction, *moving[1:3]))[1]
+            found.append((*slopes(*moving), *second, jax.grad(f, argnums=3)(*moving)[None]))
+        return found
+
+    ours, expected = compute(*moving)
+    assert_same(ours, expected, 1e-12)
+    assert min(np.abs(x).max() for x in expected) > 1e-3
+
+
 @pytest.mark.slow
 def test_second_derivatives_of_weighted_sums():
     """The change of forces along a direction."""

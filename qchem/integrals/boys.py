@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 _SPACING = 1.0 / 16.0  # of the table; the Taylor step is at most half of it
 _TERMS = 7  # (1/32)^7 / 7! = 6e-15, relative to F_m
 _SERIES_TERMS = 400
+_IN_BRANCH = 4  # orders
 
 
 def _asymptotic_from(order: int) -> float:
@@ -81,22 +82,31 @@ def boys(
         asymptotic = asymptotic * (m + 0.5) * inverse
     value = jnp.where(near, tabulated, asymptotic)
 
-    if order == lowest:
-        return value[None]
-
-    # On a CPU as a loop, for XLA to keep each order instead of making all of them anew for each.
-    def lowered(value, decay, twice, unroll):
-        def lower(value, inverse):
-            value = (twice * value + decay) * inverse
-            return value, value
-
-        inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
-        return jax.lax.scan(lower, value, inverse, reverse=True, unroll=unroll)[1]
-
-    loop, flat = (partial(lowered, unroll=unroll) for unroll in (1, True))
     arguments = value, jnp.exp(-t), 2.0 * t
-    below = jax.lax.platform_dependent(*arguments, cpu=loop, default=flat)
-    return jnp.concatenate([below, value[None]])
+    several, at_once = (partial(f, order, lowest) for f in (_lowered_in_branches, _lowered))
+    below = jax.lax.platform_dependent(*arguments, cpu=several, default=at_once)
+    return jnp.stack([value, *below][::-1])
+
+
+def _lowered(order, lowest, value, decay, twice):
+    """F_(order - 1) ... F_lowest by downward recursion."""
+    orders = []
+    for m in range(order - 1, lowest - 1, -1):
+        value = (twice * value + decay) * (1.0 / (2 * m + 1))
+        orders.append(value)
+    return orders
+
+
+def _lowered_in_branches(order, lowest, value, decay, twice):
+    """The same on a CPU, where XLA would make all of them anew for each but for branches."""
+    orders = []
+    fence = ~jnp.any(jnp.ravel(twice)[:1] < 0)  # true
+    for start in range(order, lowest, -_IN_BRANCH):
+        lowered = partial(_lowered, start, max(start - _IN_BRANCH, lowest))
+        zeros = lambda *x, f=lowered: jax.tree.map(jnp.zeros_like, jax.eval_shape(f, *x))  # noqa: E731
+        orders += jax.lax.cond(fence, lowered, zeros, value, decay, twice)
+        value = orders[-1]
+    return orders
 
 
 @boys.defjvp

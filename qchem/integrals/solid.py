@@ -18,13 +18,8 @@ from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import Distribution
-from qchem.integrals.solid_kernel import (
-    Kets,
-    interaction,
-    potential_of,
-    single_shells,
-    weighted_sum,
-)
+from qchem.integrals.solid_density import charges_of, energy_of, potential_of
+from qchem.integrals.solid_kernel import Kets, interaction, single_shells, weighted_sum
 from qchem.integrals.tiles import (
     blocks_of,
     density_of,
@@ -34,6 +29,7 @@ from qchem.integrals.tiles import (
     wanted_blocks,
 )
 
+_LEAST = 8  # rows of pairs that meet many shells: what is done once for all of them costs too
 _LOW = 2  # l of auxiliary shells whose metric is made together, with the powers of the highest
 
 
@@ -228,10 +224,10 @@ def charges_of_density(
 
         @jax.checkpoint
         def of_block(ket, block):
-            return jnp.sum(interaction(block, ket), axis=(0, 1))
+            return charges_of(block, ket)
 
         made = if_wanted(lambda block, f=of_block: f(ket, block))
-        size = _rows_together(rows, shells)
+        size = _rows_together(rows, shells, summed=True)
         blocks = blocks_of(bra, size, 0), wanted_blocks(rows, size)
         total = jax.lax.scan(lambda sums, x, f=made: (sums + f(x), None), total, blocks)[0]
     return total
@@ -247,7 +243,7 @@ def potential_of_charges(
     ket = _kets(shells)
     total = jnp.zeros(npair, charge.dtype)
     for bra in pairs:
-        size = _rows_together(bra, shells)
+        size = _rows_together(bra, shells, summed=True)
         blocks = blocks_of(bra, size, npair)
         of_block = jax.checkpoint(lambda ket, charge, block: potential_of(block, ket, charge))
 
@@ -268,12 +264,11 @@ def energy_of_charges(
 
     def of_block(shared, block):
         charge, ket = shared
-        weight = jnp.broadcast_to(charge, (block.width.shape[0], 1, charge.size))
-        return weighted_sum(block, ket, weight)
+        return energy_of(block, ket, charge)
 
     shared = charge, _kets(shells)
     for rows in pairs:
-        size = _rows_together(rows, shells)
+        size = _rows_together(rows, shells, summed=True)
         blocks = blocks_of(density_of(rows, density), size, 0)
         total = total + chunked_sum(of_block, shared, blocks, wanted_blocks(rows, size))
     return total
@@ -341,8 +336,15 @@ def _shell_of(depth, nshell, nprim):
     return np.concatenate([np.arange(single), several])
 
 
-def _rows_together(bra, shells):
-    """Rows of pairs whose integrands stay within the bytes of a tile."""
+def _rows_together(bra, shells, summed=False):
+    """Rows of pairs whose integrands stay within the bytes of a tile.
+
+    Args:
+        summed: Those of `solid_density`.
+    """
     nprim = sum(rows.width.size for rows in shells)
-    of_row = 4 * nprim + 2 * _width(shells) * nhermite(bra.order + 1, bra.lowest)
-    return max(1, min(bra.width.shape[0], tile_bytes() // (8 * of_row * bra.width.shape[1])))
+    each = 3 * sum(rows.nshell for rows in shells) if summed else 2 * _width(shells)
+    of_row = 4 * nprim + each * nhermite(bra.order + 1, bra.lowest)
+    least = _LEAST if summed else 1
+    size = max(least, tile_bytes() // (8 * of_row * bra.width.shape[1]))
+    return max(1, min(bra.width.shape[0], size))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from functools import lru_cache, partial, reduce
 from math import comb, perm, pi, prod, sqrt
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qchem.basis.rows import standing
 from qchem.basis.spherical import angular_matrix
@@ -48,26 +49,14 @@ class Kets(eqx.Module):
 
 def interaction(bra: Distribution, ket: Kets) -> Float[Array, "nbra nfunction naux"]:
     """Coulomb integrals (f|P) between all rows of a list and all shells, hartree."""
-    return _interaction(*_operands(bra, ket))
-
-
-def potential_of(
-    bra: Distribution, ket: Kets, charge: Float[Array, " naux"]
-) -> Float[Array, "nbra nfunction"]:
-    """sum_P (f|P) charge_P, hartree."""
-    sides, *operands = _operands(bra, ket)
-    coefficient = operands.pop(2)
-    (potentials,) = _potentials(sides, (bra.order,), *operands)
-    values = jnp.dot(_in_rows(potentials), charge, precision="highest")
-    coefficient = coefficient.reshape(*coefficient.shape[:2], -1)
-    return jnp.einsum("rfp,rp->rf", coefficient, values, precision="highest")
+    return _interaction(*operands(bra, ket))
 
 
 def weighted_sum(
     bra: Distribution, ket: Kets, weight: Float[Array, "nbra nfunction naux"]
 ) -> Float[Array, ""]:
     """Sum of weight times `interaction`, with cheap derivatives; hartree."""
-    return _weighted(*_operands(bra, ket), weight)
+    return _weighted(*operands(bra, ket), weight)
 
 
 def single_shells(depth: int, nshell: int, nprim: int) -> int:
@@ -84,10 +73,49 @@ def _summed(depth, nshell, nprim, x):
     return jnp.concatenate([x[..., :single], jnp.sum(several, axis=-2)], axis=-1)
 
 
-def _operands(bra, ket):
+def operands(bra: Distribution, ket: Kets) -> tuple[Any, ...]:
     """What a tile depends on: what is static, then arrays."""
     sides = bra.order, bra.lowest, ket.kinds
     return sides, bra.width, bra.center, bra.coefficient, ket.width, ket.center, ket.charge
+
+
+def radial_functions(
+    kinds: tuple[tuple[int, int, int, int], ...],
+    order: int,
+    alpha: Float[Array, "nbra nprim"],
+    separation: Float[Array, "3 nbra nprim"],
+    charge: Float[Array, " nprim"],
+) -> tuple[Float[Array, "nhermite nbra nshell"], list[Float[Array, "3 nbra _"]]]:
+    """Derivatives of (1/r d/dr)^l f of shells of each l, in the order of `hermite_powers`.
+
+    Args:
+        kinds: Those of `Kets`.
+        order: Highest degree of the derivatives.
+        alpha: Reduced exponents of the ket's primitives, bohr⁻².
+        separation: Vectors from these to what they meet, bohr.
+        charge: Of the ket's primitives.
+
+    Returns:
+        The derivatives, and the separations from the shells of each l.
+    """
+    x, y, z = separation
+    t = alpha * (x * x + y * y + z * z)
+    highest = max(l for l, *_ in kinds)
+    values = boys(order + highest, t.ravel()).reshape(-1, *t.shape)
+    scale = charge[None] * ((2.0 / sqrt(pi)) * jnp.sqrt(alpha))
+    bases, distances, end = [], [], 0
+    for l, *kind in kinds:
+        start, end = end, end + kind[2]
+        twice = 2.0 * alpha[:, start:end]
+        factor = scale[:, start:end] * twice**l
+        rows = []
+        for j in range(order + 1):
+            rows.append(values[l + j, :, start:end] * factor)
+            factor = -twice * factor
+        bases.append(_summed(*kind, jnp.stack(rows)))
+        distances.append(separation[:, :, start : start + kind[1]])
+    base = list(jnp.concatenate(bases, axis=2))
+    return radial_derivatives(base, jnp.concatenate(distances, axis=2)), distances
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -105,24 +133,7 @@ def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
     fence = ~(width[0, 0] < 0)
     alpha = 1.0 / (width.reshape(-1, 1) + ket_width[None])
     separation = center.reshape(-1, 3).T[:, :, None] - ket_center.T[:, None, :]
-    t = alpha * jnp.sum(separation * separation, axis=0)
-    highest = max(l for l, *_ in kinds)
-    values = boys(order + highest, t.ravel()).reshape(-1, *t.shape)
-    scale = charge[None] * ((2.0 / sqrt(pi)) * jnp.sqrt(alpha))
-    bases, distances, end = [], [], 0
-    for l, *kind in kinds:
-        start, end = end, end + kind[2]
-        twice = 2.0 * alpha[:, start:end]
-        factor = scale[:, start:end] * twice**l
-        rows = []
-        for j in range(order + 1):
-            rows.append(values[l + j, :, start:end] * factor)
-            factor = -twice * factor
-        bases.append(_summed(*kind, jnp.stack(rows)))
-        distances.append(separation[:, :, start : start + kind[1]])
-    radial = radial_derivatives(
-        list(jnp.concatenate(bases, axis=2)), jnp.concatenate(distances, axis=2)
-    )
+    radial, distances = radial_functions(kinds, order, alpha, separation, charge)
     end, parts = 0, [[] for _ in ends]
     for (l, _, nshell, _), distance in zip(kinds, distances):
         start, end = end, end + nshell
@@ -144,8 +155,8 @@ def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
 def _potentials_jvp(sides, ends, primals, tangents):
     """A derivative on a center raises a power."""
     dwidth, dcenter, dket_width, dket_center, dcharge = tangents
-    if _widths_move(dwidth, dket_width, dcharge):
-        tangents = _instantiated(primals, tangents)
+    if widths_move(dwidth, dket_width, dcharge):
+        tangents = instantiated(primals, tangents)
         return jax.jvp(partial(_potentials.fun, sides, ends), primals, tangents)
     lowest, order = sides[1], ends[-1]
     (raised,) = _potentials(sides, (order + 1,), *primals)
@@ -156,7 +167,7 @@ def _potentials_jvp(sides, ends, primals, tangents):
             change = change + dcenter[:, :, axis][:, :, None, None]
         if not isinstance(dket_center, SymbolicZero):
             change = change - _per_function(sides, dket_center[:, axis])[None, None, None]
-        tangent = tangent + raised[:, :, _raised_index(order, lowest, axis)] * change
+        tangent = tangent + raised[:, :, raised_index(order, lowest, axis)] * change
     sizes = [nhermite(end, lowest) for end in ends]
     return tuple(tuple(jnp.split(x, sizes[:-1], axis=2)) for x in (value, tangent))
 
@@ -173,26 +184,48 @@ def _up_to(ends, lowest, blocks):
 
 
 def _products(lowest, order, l, separation, radial):
-    """Derivatives of solid harmonics times radial functions, by the product rule: (p, m, ...)."""
+    """Derivatives of solid harmonics times radial functions: (p, m, ...)."""
     slopes = []
-    monomials = jnp.ones_like(separation[:1])
-    stacks = [monomials]
-    for degree in range(1, l + 1):
-        axis, first = _monomial_rows(degree)
-        monomials = separation[axis] * monomials[first]
-        stacks.append(monomials)
+    monomials = monomials_of(separation, l)
     for j in range(min(order, l) + 1):
-        matrix = jnp.asarray(_harmonic_slopes(l, j), separation.dtype)
-        slope = matrix if j == l else jnp.dot(matrix, stacks[l - j], precision="highest")
+        matrix = jnp.asarray(harmonic_slopes(l, j), separation.dtype)
+        slope = matrix if j == l else jnp.dot(matrix, monomials[l - j], precision="highest")
         slopes.append(slope.reshape(-1, 2 * l + 1, slope.shape[1]))
+    return product_rule(lowest, order, slopes, radial[:, None])
+
+
+def monomials_of(
+    separation: Float[Array, " 3 *batch"], degree: int
+) -> list[Float[Array, " _ *batch"]]:
+    """Monomials of degree 0, 1, ... `degree`, in the order of `hermite_powers`."""
+    found = [jnp.ones_like(separation[:1])]
+    for n in range(1, degree + 1):
+        axis, first = _monomial_rows(n)
+        found.append(separation[axis] * found[-1][first])
+    return found
+
+
+def product_rule(
+    lowest: int,
+    order: int,
+    slopes: list[Float[Array, "_ ..."]],
+    radial: Float[Array, "nhermite ..."],
+) -> list[Float[Array, "_ ..."]]:
+    """Derivatives of products of two functions, degrees lowest ... order in one array each.
+
+    Args:
+        slopes: Those of the first function of degree 0, 1, ... as far as they do not vanish.
+        radial: Those of the second, up to the order.
+    """
     blocks = []
     for degree in range(lowest, order + 1):
         total = None
-        for j in range(min(degree, l) + 1):
-            for of_harmonic, of_radial, times in zip(*_leibniz(degree, j)):
-                term = _rows(slopes[j], of_harmonic) * _rows(radial, of_radial)[:, None]
+        for j in range(min(degree + 1, len(slopes))):
+            for of_first, of_second, times in zip(*_leibniz(degree, j)):
+                term = _rows(slopes[j], of_first) * _rows(radial, of_second)
                 if (times != 1).any():
-                    term = term * jnp.asarray(times, term.dtype)[:, None, None]
+                    ones = (1,) * (term.ndim - 1)
+                    term = term * jnp.asarray(times.reshape(-1, *ones), term.dtype)
                 total = term if total is None else total + term
         blocks.append(total)
     return blocks
@@ -222,7 +255,7 @@ def _monomial_rows(degree):
 
 
 @lru_cache(maxsize=64)
-def _harmonic_slopes(l, j):
+def harmonic_slopes(l: int, j: int) -> Float[np.ndarray, "slope ncart"]:
     """The j-th derivatives of solid harmonics by monomials of degree l - j: ((i, m), ncart)."""
     target = {tuple(p): n for n, p in enumerate(hermite_powers(l - j, l - j).tolist())}
     harmonics = angular_matrix(l, True)
@@ -285,17 +318,20 @@ def _per_function(sides, of_primitive):
     return jnp.concatenate(parts)
 
 
-def _widths_move(*tangents):
+def widths_move(*tangents: Any) -> bool:
+    """Whether any is not known to be zero."""
     return any(not isinstance(t, SymbolicZero) for t in tangents)
 
 
-def _instantiated(primals, tangents):
+def instantiated(primals, tangents):
+    """The tangents, zeros where nothing moves."""
     return tuple(
         jnp.zeros_like(x) if isinstance(t, SymbolicZero) else t for x, t in zip(primals, tangents)
     )
 
 
-def _raised_index(order, lowest, axis):
+@lru_cache(maxsize=64)
+def raised_index(order: int, lowest: int, axis: int) -> Int[np.ndarray, " npower"]:
     """For each power up to an order: the place of the one that is higher along an axis."""
     source = lowered_index(order + 1, lowest, order, lowest, axis, 1)
     return np.argsort(source)[: nhermite(order, lowest)]
@@ -316,8 +352,8 @@ def _weighted_integrals(sides, *arrays):
 def _weighted_jvp(sides, primals, tangents):
     width, center, coefficient, *ket, weight = primals
     dwidth, dcenter, dcoefficient, dket_width, dket_center, dcharge, dweight = tangents
-    if _widths_move(dwidth, dket_width, dcharge):
-        tangents = _instantiated(primals, tangents)
+    if widths_move(dwidth, dket_width, dcharge):
+        tangents = instantiated(primals, tangents)
         return jax.jvp(partial(_weighted_integrals, sides), primals, tangents)
     order, lowest, _ = sides
     nrow, _, nprim, npower = coefficient.shape
@@ -340,7 +376,7 @@ def _weighted_jvp(sides, primals, tangents):
         charges, every = split(charges), [*split(potentials), *split(highest)]
         for axis in range(3):
             # What each primitive feels of each function of the ket, and the reverse.
-            raised = _raised_index(order, lowest, axis)
+            raised = raised_index(order, lowest, axis)
             terms = [charge * every[n] for charge, n in zip(charges, raised, strict=True)]
             force = reduce(jnp.add, terms).reshape(nrow * nprim, -1)
             if moving[0]:
