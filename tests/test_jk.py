@@ -31,10 +31,14 @@ RTOL = 1e-11  # of the largest element; the metric of the fit costs a digit
 STEP = 3e-3
 SLOPE_RTOL = 1e-7
 
-WINDOWS = {"cpu": 8 * NAO * NAO * 3}  # of seven auxiliary functions: 3 + 3 + 1
-
 FACTOR = oracle.random_like(np.zeros((2, NAO, 2)), 4).at[1, :, 1].set(0.0)  # one beta electron
 DM = FACTOR @ jnp.swapaxes(FACTOR, 1, 2)
+
+
+def use_small_windows(monkeypatch):
+    """Of seven auxiliary functions: 3 + 3 + 1."""
+    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", {"cpu": 8 * NAO * NAO * 3})
+    monkeypatch.setattr(fitted_jk, "_LEAST", 1)
 
 
 def auxiliary(positions):
@@ -84,7 +88,7 @@ def test_exchange_in_chunks_is_the_same(monkeypatch):
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
     fitted = fitted_jk.DensityFittedJK(three)
     whole = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
-    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", WINDOWS)
+    use_small_windows(monkeypatch)
     chunked = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
     for one, other in zip(chunked, whole, strict=True):
         assert_allclose(one, other, rtol=1e-12)
@@ -238,14 +242,14 @@ def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
     monkeypatch.setattr(metric_of_fit, "_SOLVED_BYTES", 8 * 7 * 4)  # rows
     assert NPAIR % 4
     assert_allclose(fit(), fitted, rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", WINDOWS)
+    use_small_windows(monkeypatch)
     for one, other in zip(all_of_it(), whole, strict=True):
         assert_allclose(one, other, rtol=1e-11)
 
 
 def test_slopes_copy_no_integrals_for_each_window(monkeypatch):
     """Those of the argument are copied once, as it is not theirs."""
-    monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", WINDOWS)
+    use_small_windows(monkeypatch)
 
     def slopes(three, metric, factor):
         return energies._Contracted.build(three, metric, factor, 0.9, 0.4).slopes(three, factor)
