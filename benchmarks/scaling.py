@@ -114,7 +114,7 @@ def _stages(mol, xc, options, with_forces, mesh):
     yield "result", result
     compile_s = first_s - integrals_s - rough.cycles * cycle_s
     if with_forces:
-        _, first_s = stopwatch(result.forces)
+        _, first_s = stopwatch(rough.forces)  # a result keeps its forces
         _, forces_s = stopwatch(result.forces)
         yield "forces_s", forces_s
         compile_s += first_s - forces_s
