@@ -35,7 +35,7 @@ from qchem.metric import columns_of, lower_factor, separated
 
 _WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
 _UNPACKED_BYTES = {"cpu": 1 << 21}  # of integrals unpacked at once: on a CPU what its caches hold
-_LEAST = 8  # auxiliary functions unpacked at once: a line of the cache has as many
+LEAST_COLUMNS = 8  # auxiliary functions unpacked at once: a line of the cache has as many
 _SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 
 
@@ -251,7 +251,7 @@ def filled_columns(
 
 def _over_windows(step, state, naux, column_bytes, most=None):
     """`step` of the state, the first P and how many, one window of P after another."""
-    size = max(1, min(naux, most or naux, max(_LEAST, _unpacked_bytes() // column_bytes)))
+    size = max(1, min(naux, most or naux, max(LEAST_COLUMNS, _unpacked_bytes() // column_bytes)))
     body = jax.checkpoint(step, prevent_cse=False, static_argnums=2)
     rest = naux % size
     starts = jnp.arange(0, naux - rest, size, dtype=jnp.int32)

@@ -12,6 +12,7 @@ import numpy as np
 from qchem.compilation import platform
 from qchem.compilation import together as geometries_together
 from qchem.errors import NotEnoughMemoryError
+from qchem.fitted_jk import LEAST_COLUMNS
 from qchem.integrals.coulomb import nhermite
 from qchem.integrals.pairs import npair
 from qchem.integrals.tiles import tile_bytes
@@ -72,6 +73,8 @@ def _of_energy(method, nocc, itemsize):
         stored = nrange * packed * naux
         if _has_exchange(method) or _kept(method, itemsize * stored):
             sizes["three-index integrals"] = stored
+        if _has_exchange(method):
+            sizes["some of them, unpacked"] = _unpacked(nao, nocc)
         if mixed and _has_exchange(method):
             sizes["float32 copies of them"] = stored // 2
         sizes["the metric"] = nrange * 3 * naux**2
@@ -102,9 +105,15 @@ def _of_forces(method, nocc, itemsize):
             sizes["three-index integrals"] = times * nrange * packed * naux
         if _has_exchange(method):
             sizes["products of orbitals"] = 2 * nrange * products
+            sizes["some integrals, unpacked"] = 2 * _unpacked(nao, nocc)
         sizes["the metric"] = nrange * 4 * naux**2
     sizes["orbitals"] = nspin * nao**2 * 12
     return sizes | {"a chunk of points": 4 * _chunk(method)}
+
+
+def _unpacked(nao, nocc):
+    """Elements of (ab|P) and (ai|P) for the fewest P that exchange takes at a time."""
+    return LEAST_COLUMNS * nao * (nao + len(nocc) * max(nocc))
 
 
 def _has_exchange(method):

@@ -38,7 +38,7 @@ DM = FACTOR @ jnp.swapaxes(FACTOR, 1, 2)
 def use_small_windows(monkeypatch):
     """Of seven auxiliary functions: 3 + 3 + 1."""
     monkeypatch.setattr(fitted_jk, "_UNPACKED_BYTES", {"cpu": 8 * NAO * NAO * 3})
-    monkeypatch.setattr(fitted_jk, "_LEAST", 1)
+    monkeypatch.setattr(fitted_jk, "LEAST_COLUMNS", 1)
 
 
 def auxiliary(positions):

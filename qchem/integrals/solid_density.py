@@ -16,22 +16,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from qchem.basis.rows import standing
+from qchem.derivatives import jvp_of_moving
 from qchem.integrals.coulomb import hermite_powers
 from qchem.integrals.pairs import Distribution
 from qchem.integrals.solid_kernel import (
     Kets,
     harmonic_slopes,
-    instantiated,
     monomials_of,
+    moves,
     operands,
     product_rule,
     radial_functions,
     raised_index,
-    widths_move,
 )
 
 
@@ -136,13 +135,7 @@ def _potentials(lowest, order, part, charge, fence, stay=False):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _energy(sides, width, center, coefficient, ket_width, ket_center, ket_charge, charge):
-    return _plain_energy(
-        sides, width, center, coefficient, ket_width, ket_center, ket_charge, charge
-    )
-
-
-def _plain_energy(sides, *arrays):
+def _energy(sides, *arrays):
     return jnp.vdot(_charges(sides, *arrays[:-1]), arrays[-1], precision="highest")
 
 
@@ -150,9 +143,8 @@ def _plain_energy(sides, *arrays):
 def _energy_jvp(sides, primals, tangents):
     width, center, coefficient, *of_ket, charge = primals
     dwidth, dcenter, dcoefficient, dket_width, dket_center, dket_charge, dcharge = tangents
-    if widths_move(dwidth, dket_width, dket_charge):
-        tangents = instantiated(primals, tangents)
-        return jax.jvp(partial(_plain_energy, sides), primals, tangents)
+    if moves(dwidth, dket_width, dket_charge):
+        return jvp_of_moving(partial(_energy.fun, sides), primals, tangents)
     order, lowest, kinds = sides
     fence, hermite = _fence(width), _in_rows(coefficient)
     raised = [raised_index(order, lowest, axis) for axis in range(3)]
@@ -160,7 +152,7 @@ def _energy_jvp(sides, primals, tangents):
     for part, (_, _, nshell, nprim) in zip(_parts(sides, order + 1, width, center, *of_ket), kinds):
         blocks = _potentials(lowest, order + 1, part, charge, fence, stay=True)
         total = total + _total(blocks)
-        if _moves(dket_center):
+        if moves(dket_center):
             every = [x for block in blocks for x in block]
             for axis, index in enumerate(raised):
                 terms = [h[:, None] * every[n] for h, n in zip(hermite, index, strict=True)]
@@ -170,20 +162,16 @@ def _energy_jvp(sides, primals, tangents):
         first += nprim
     here = total[: len(hermite)]
     value = jnp.vdot(hermite, here, precision="highest")
-    if _moves(dcoefficient):
+    if moves(dcoefficient):
         tangent = tangent + jnp.vdot(here, _in_rows(dcoefficient), precision="highest")
-    if _moves(dcenter):
+    if moves(dcenter):
         for axis, index in enumerate(raised):
             pull = jnp.sum(hermite * total[index], axis=0)
             tangent = tangent + jnp.vdot(pull, dcenter[:, :, axis].ravel(), precision="highest")
-    if _moves(dcharge):
+    if moves(dcharge):
         charges = _charges(sides, width, center, coefficient, *of_ket)
         tangent = tangent + jnp.vdot(charges, dcharge, precision="highest")
     return value, tangent
-
-
-def _moves(tangent):
-    return not isinstance(tangent, SymbolicZero)
 
 
 def _in_rows(coefficient):

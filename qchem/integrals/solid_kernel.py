@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from qchem.basis.rows import standing
 from qchem.basis.spherical import angular_matrix
+from qchem.derivatives import jvp_of_moving
 from qchem.integrals.boys import boys
 from qchem.integrals.coulomb import (
     hermite_powers,
@@ -155,17 +156,16 @@ def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
 def _potentials_jvp(sides, ends, primals, tangents):
     """A derivative on a center raises a power."""
     dwidth, dcenter, dket_width, dket_center, dcharge = tangents
-    if widths_move(dwidth, dket_width, dcharge):
-        tangents = instantiated(primals, tangents)
-        return jax.jvp(partial(_potentials.fun, sides, ends), primals, tangents)
+    if moves(dwidth, dket_width, dcharge):
+        return jvp_of_moving(partial(_potentials.fun, sides, ends), primals, tangents)
     lowest, order = sides[1], ends[-1]
     (raised,) = _potentials(sides, (order + 1,), *primals)
     value, tangent = raised[:, :, : nhermite(order, lowest)], jnp.zeros((), raised.dtype)
     for axis in range(3):
         change = jnp.zeros((), raised.dtype)
-        if not isinstance(dcenter, SymbolicZero):
+        if moves(dcenter):
             change = change + dcenter[:, :, axis][:, :, None, None]
-        if not isinstance(dket_center, SymbolicZero):
+        if moves(dket_center):
             change = change - _per_function(sides, dket_center[:, axis])[None, None, None]
         tangent = tangent + raised[:, :, raised_index(order, lowest, axis)] * change
     sizes = [nhermite(end, lowest) for end in ends]
@@ -318,16 +318,9 @@ def _per_function(sides, of_primitive):
     return jnp.concatenate(parts)
 
 
-def widths_move(*tangents: Any) -> bool:
+def moves(*tangents: Any) -> bool:
     """Whether any is not known to be zero."""
     return any(not isinstance(t, SymbolicZero) for t in tangents)
-
-
-def instantiated(primals, tangents):
-    """The tangents, zeros where nothing moves."""
-    return tuple(
-        jnp.zeros_like(x) if isinstance(t, SymbolicZero) else t for x, t in zip(primals, tangents)
-    )
 
 
 @lru_cache(maxsize=64)
@@ -338,23 +331,16 @@ def raised_index(order: int, lowest: int, axis: int) -> Int[np.ndarray, " npower
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _weighted(sides, width, center, coefficient, ket_width, ket_center, charge, weight):
+def _weighted(sides, *arrays):
     """Sum of weight times `_interaction`. Its derivative needs no derivatives of integrals."""
-    return _weighted_integrals(
-        sides, width, center, coefficient, ket_width, ket_center, charge, weight
-    )
-
-
-def _weighted_integrals(sides, *arrays):
     return jnp.vdot(arrays[-1], _interaction(sides, *arrays[:-1]), precision="highest")
 
 
 def _weighted_jvp(sides, primals, tangents):
     width, center, coefficient, *ket, weight = primals
     dwidth, dcenter, dcoefficient, dket_width, dket_center, dcharge, dweight = tangents
-    if widths_move(dwidth, dket_width, dcharge):
-        tangents = instantiated(primals, tangents)
-        return jax.jvp(partial(_weighted_integrals, sides), primals, tangents)
+    if moves(dwidth, dket_width, dcharge):
+        return jvp_of_moving(partial(_weighted.fun, sides), primals, tangents)
     order, lowest, _ = sides
     nrow, _, nprim, npower = coefficient.shape
     potentials, highest = _potentials(sides, (order, order + 1), width, center, *ket)
@@ -363,9 +349,9 @@ def _weighted_jvp(sides, primals, tangents):
     slope = jnp.swapaxes(slope, 1, 2).reshape(coefficient.shape)
     value = jnp.vdot(slope, coefficient, precision="highest")
     tangent = jnp.zeros_like(value)
-    if not isinstance(dcoefficient, SymbolicZero):
+    if moves(dcoefficient):
         tangent = tangent + jnp.vdot(slope, dcoefficient, precision="highest")
-    moving = [not isinstance(x, SymbolicZero) for x in (dcenter, dket_center)]
+    moving = [moves(x) for x in (dcenter, dket_center)]
     if any(moving):
         # Turned first, as a product with what is turned is made by slower code.
         turned = lambda x: jnp.swapaxes(x.reshape(*weight.shape[:2], -1), 1, 2)  # noqa: E731
@@ -387,7 +373,7 @@ def _weighted_jvp(sides, primals, tangents):
                 on_ket = jnp.dot(jnp.ones_like(force[:, 0]), force, precision="highest")
                 step = _per_function(sides, dket_center[:, axis])
                 tangent = tangent - jnp.vdot(on_ket, step, precision="highest")
-    if not isinstance(dweight, SymbolicZero):
+    if moves(dweight):
         integrals = _contracted(coefficient, potentials)
         tangent = tangent + jnp.vdot(integrals, dweight, precision="highest")
     return value, tangent
