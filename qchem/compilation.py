@@ -7,6 +7,7 @@ fingerprint of what the program is made from. The platform that it is traced for
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -46,6 +47,10 @@ _UNUSED_DAYS = 30  # after which a program is removed
 # Parts of the key of JAX's caches: nothing stale is found.
 _platform = jax.make_user_context(None)
 _together = jax.make_user_context(1)
+# Held to trace a program: two threads at once take longer than one after the other, and the
+# compiler is free to begin with the first while the second is traced.
+_tracing = threading.RLock()
+_PATIENCE = 0.2  # seconds: what is made ahead comes after what is needed now
 
 
 def platform() -> str:
@@ -132,6 +137,7 @@ class Program:
         """
 
         def make():
+            time.sleep(_PATIENCE)
             # What fails here fails again, and is seen, where the program is called. Some settings
             # are a thread's own.
             with suppress(Exception):
@@ -285,8 +291,22 @@ def _compiled(function, tree, fixed, arrays):
         return [jnp.asarray(x) for x in leaves if _is_array(x)]
 
     of_arrays.__name__ = of_arrays.__qualname__ = callable_name(function)
-    compiled = jax.jit(of_arrays, compiler_options=program_options()).lower(*arrays).compile()
-    return compiled, skeletons[-1]
+    with _tracing, _without_collection():
+        lowered = jax.jit(of_arrays, compiler_options=program_options()).lower(*arrays)
+    return lowered.compile(), skeletons[-1]
+
+
+@contextmanager
+def _without_collection():
+    """Within, memory that refers to itself is not looked for: it would be done again and again, and
+    what a trace is made of is kept to its end anyway."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _path(function, tree, fixed) -> Path | None:

@@ -1,5 +1,7 @@
 """Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
 
+import gc
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -187,6 +189,32 @@ def test_what_cannot_be_made_ahead_fails_where_it_is_called(cache):
     with pytest.raises((TypeError, ValueError)):
         run(np.zeros(3))
     assert kept(cache) == []
+
+
+def test_programs_are_traced_one_at_a_time_without_collections():
+    """Of two threads; the collector is on again afterwards, also where tracing fails."""
+    order, both = [], threading.Barrier(2, timeout=60)
+
+    def traced(x, name):
+        order.append((name, gc.isenabled()))
+        time.sleep(0.3)
+        order.append((name, gc.isenabled()))
+        return x
+
+    def call(name):
+        both.wait()
+        program(traced)(OVERLAP, name)
+
+    threads = [threading.Thread(target=call, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == [("a", False)] * 2 + [("b", False)] * 2
+    assert order[0] == order[1]
+    with pytest.raises(TypeError):
+        program(lambda x: x + None)(OVERLAP)
+    assert gc.isenabled()
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out_alone(monkeypatch):

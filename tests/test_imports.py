@@ -45,7 +45,9 @@ DEPENDS_ON = {  # directly; what these depend on is allowed too
     "cli": ("validate", "command"),
     "__main__": ("cli", "command"),
 }
-MATHEMATICS = ("xc/functionals", "integrals/boys", "integrals/hermite", "integrals/coulomb")
+MATHEMATICS = ("xc/functionals",) + tuple(
+    f"integrals/{name}" for name in ("gather", "boys", "hermite", "coulomb")
+)
 FILES = [
     path.relative_to(ROOT)
     for package in ("qchem", "srdft")

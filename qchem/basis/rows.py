@@ -256,6 +256,7 @@ def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *argum
         return function(*arguments)
     if platform() != "cpu":
         return jax.lax.optimization_barrier(function(*arguments))
+    function = jax.jit(function, inline=True)  # to be traced once
     shapes = jax.eval_shape(function, *arguments)
 
     def nothing(*_):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from math import pi, sqrt
+from math import gamma
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qchem.integrals.gather import rows_at
+
 _SPACING = 1.0 / 16.0  # of the table; the Taylor step is at most half of it
 _TERMS = 7  # (1/32)^7 / 7! = 6e-15, relative to F_m
 _SERIES_TERMS = 400
-_IN_BRANCH = 4  # orders
 
 
 def _asymptotic_from(order: int) -> float:
@@ -25,8 +26,8 @@ def _asymptotic_from(order: int) -> float:
 
 
 @lru_cache(maxsize=64)
-def _table(order: int) -> np.ndarray:
-    """F_m / (m - order)! on the grid for m = order ... order + 6, shape (7, ngrid).
+def _table(order: int, dtype: np.dtype) -> list[np.ndarray]:
+    """F_m / (m - order)! on the grid for m = order ... order + 6.
 
     The highest order by the all-positive series
     F_m(T) = exp(-T) sum_k (2T)^k / ((2m+1)(2m+3)...(2m+2k+1)), the rest by downward recursion.
@@ -45,8 +46,8 @@ def _table(order: int) -> np.ndarray:
     rows = []
     for k in range(_TERMS):
         factorial *= max(k, 1)
-        rows.append(values[order + k] / factorial)
-    return np.stack(rows)
+        rows.append((values[order + k] / factorial).astype(dtype))
+    return rows
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 2))
@@ -66,47 +67,45 @@ def boys(
     Returns:
         Values with the order as leading axis; relative accuracy about 1e-14 in float64.
     """
-    table = jnp.asarray(_table(order), t.dtype)
+    table = _table(order, np.dtype(t.dtype))
     limit = _asymptotic_from(order)
     near = t < limit
     inside = jnp.where(near, t, 0.0)
     index = jnp.floor(inside * (1.0 / _SPACING) + 0.5).astype(jnp.int32)
     step = index.astype(t.dtype) * _SPACING - inside
-    tabulated = table[_TERMS - 1][index]
-    for k in range(_TERMS - 2, -1, -1):
-        tabulated = tabulated * step + table[k][index]
+    tabulated = rows_at(table[-1], index)
+    for row in table[-2::-1]:
+        tabulated = tabulated * step + rows_at(row, index)
 
     inverse = 1.0 / jnp.where(near, limit, t)
-    asymptotic = sqrt(pi) / 2 * jnp.sqrt(inverse)
-    for m in range(order):
-        asymptotic = asymptotic * (m + 0.5) * inverse
+    asymptotic = 0.5 * gamma(order + 0.5) * _times_power(jnp.sqrt(inverse), inverse, order)
     value = jnp.where(near, tabulated, asymptotic)
 
+    if order == lowest:
+        return value[None]
+
+    # On a CPU as a loop, for XLA to keep each order instead of making all of them anew for each.
+    def lowered(value, decay, twice, unroll):
+        def lower(value, inverse):
+            value = (twice * value + decay) * inverse
+            return value, value
+
+        inverse = jnp.asarray(1.0 / (2.0 * np.arange(lowest, order) + 1.0), t.dtype)
+        return jax.lax.scan(lower, value, inverse, reverse=True, unroll=unroll)[1]
+
+    loop, flat = (partial(lowered, unroll=unroll) for unroll in (1, True))
     arguments = value, jnp.exp(-t), 2.0 * t
-    several, at_once = (partial(f, order, lowest) for f in (_lowered_in_branches, _lowered))
-    below = jax.lax.platform_dependent(*arguments, cpu=several, default=at_once)
-    return jnp.stack([value, *below][::-1])
+    below = jax.lax.platform_dependent(*arguments, cpu=loop, default=flat)
+    return jnp.concatenate([below, value[None]])
 
 
-def _lowered(order, lowest, value, decay, twice):
-    """F_(order - 1) ... F_lowest by downward recursion."""
-    orders = []
-    for m in range(order - 1, lowest - 1, -1):
-        value = (twice * value + decay) * (1.0 / (2 * m + 1))
-        orders.append(value)
-    return orders
-
-
-def _lowered_in_branches(order, lowest, value, decay, twice):
-    """The same on a CPU, where XLA would make all of them anew for each but for branches."""
-    orders = []
-    fence = ~jnp.any(jnp.ravel(twice)[:1] < 0)  # true
-    for start in range(order, lowest, -_IN_BRANCH):
-        lowered = partial(_lowered, start, max(start - _IN_BRANCH, lowest))
-        zeros = lambda *x, f=lowered: jax.tree.map(jnp.zeros_like, jax.eval_shape(f, *x))  # noqa: E731
-        orders += jax.lax.cond(fence, lowered, zeros, value, decay, twice)
-        value = orders[-1]
-    return orders
+def _times_power(value, x, n):
+    """value x^n in few products; XLA would leave a power to the library of mathematics."""
+    while n:
+        if n % 2:
+            value = value * x
+        x, n = x * x, n // 2
+    return value
 
 
 @boys.defjvp

@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from qchem.integrals.boys import boys
+from qchem.integrals.gather import rows_at
 
 
 @lru_cache(maxsize=64)
@@ -146,11 +147,11 @@ def _next_level(degree, level, base, separation):
     """R^(m) up to `degree` from R^(m+1) up to `degree - 1`."""
     axis, first, second, factor = _recursion(degree)
     ones = (1,) * (level.ndim - 1)
-    new = separation[axis] * level[first]
+    new = rows_at(separation, axis) * rows_at(level, first)
     two = np.flatnonzero(factor)
     if two.size:
         weight = jnp.asarray(factor.reshape(-1, *ones), level.dtype)
-        new = new + weight * level[second]
+        new = new + weight * rows_at(level, second)
     return jnp.concatenate([base[None], new])
 
 
@@ -163,9 +164,9 @@ def _hermite_coulomb_jvp(order, primals, tangents):
     index = _raised(order)
     tangent = jnp.zeros_like(values)
     if not isinstance(dseparation, SymbolicZero):
-        tangent = sum(raised[index[i]] * dseparation[i][None] for i in range(3))
+        tangent = sum(rows_at(raised, index[i]) * dseparation[i][None] for i in range(3))
     if not isinstance(dalpha, SymbolicZero):
-        radial = sum(raised[index[i]] * separation[i][None] for i in range(3))
+        radial = sum(rows_at(raised, index[i]) * separation[i][None] for i in range(3))
         degree = hermite_powers(order).sum(1).astype(float)
         degree = degree.reshape(-1, *(1,) * alpha.ndim)
         by_alpha = jnp.asarray(degree + 1.0, values.dtype) * values + radial

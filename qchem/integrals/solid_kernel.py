@@ -29,6 +29,7 @@ from qchem.integrals.coulomb import (
     nhermite,
     radial_derivatives,
 )
+from qchem.integrals.gather import rows_at
 from qchem.integrals.pairs import Distribution
 
 
@@ -201,7 +202,7 @@ def monomials_of(
     found = [jnp.ones_like(separation[:1])]
     for n in range(1, degree + 1):
         axis, first = _monomial_rows(n)
-        found.append(separation[axis] * found[-1][first])
+        found.append(rows_at(separation, axis) * rows_at(found[-1], first))
     return found
 
 
@@ -238,7 +239,7 @@ def _rows(x, index):
         return x[first : first + 1]
     if (np.diff(index) == 1).all():
         return x[first : last + 1]
-    return x[index]
+    return rows_at(x, index)
 
 
 @lru_cache(maxsize=64)

@@ -78,6 +78,8 @@ def if_wanted(function: Callable[[Distribution], Array]) -> Callable[..., Array]
     What it returns should be small: under `vmap` both are made, and one is chosen.
     """
 
+    function = jax.jit(function, inline=True)  # to be traced once
+
     def chosen(blocks):
         block, wanted = blocks
         made = jax.eval_shape(function, block)
