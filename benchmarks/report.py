@@ -87,8 +87,11 @@ def _hardware() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
+        lines = [line.partition(":") for line in info.read_text().splitlines()]
+        known = {key.strip(): value.strip() for key, _, value in lines}
+        model = known.get("model name", model)
+        if "cpu family" in known:  # names such as "AMD EPYC" stand for machines of different speed
+            model += f" {known['cpu family']}/{known.get('model')}"
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} processors, {gibibytes:.0f} GiB"
 
