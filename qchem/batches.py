@@ -220,7 +220,7 @@ def _batch(method, arguments, alike, options, solver, forces):
         }
         if forces:
             known = known_after(method, hamiltonian, scf, options)
-            slope = gradient(method, positions, scf.factor, None, *known)
+            slope = gradient(method, positions, scf.factor, *known)
             found["gradient"] = jnp.where(scf.converged, slope, jnp.nan)
         return found
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import PyTree
 
 from qchem.fingerprint import NoFingerprint, callable_name, fingerprint
@@ -82,6 +83,24 @@ def held_together(size: int) -> Iterator[None]:
     """Within, programs are traced for this many geometries at once."""
     with _together(size):
         yield
+
+
+def standing(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's arrays, standing in memory; to be called under `jit`.
+
+    On a CPU the compiler makes an array anew for each array that it goes into, unless another
+    function returns it; on a GPU it makes one kernel of all, in which neighbours do different
+    things.
+    """
+    if platform() != "cpu":
+        return jax.lax.optimization_barrier(function(*arguments))
+
+    def plain(*arguments):
+        with set_xla_metadata(inlineable=None):  # functions within are not meant
+            return function(*arguments)
+
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(plain)(*arguments)
 
 
 def map_together(function: Callable[[Any], Any], rows: Any, size: int) -> Any:

@@ -160,7 +160,7 @@ def _evaluate(variables, rest, moving):
 
     def energy(moved):
         function, positions = eqx.combine(moved, held, rest)
-        return function.method.energy(positions, scf.factor, None, *known)
+        return function.method.energy(positions, scf.factor, *known)
 
     return value, jax.grad(energy)(moved)
 

@@ -82,7 +82,8 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
     *lists, held, turn, fitted = primals
     *of_lists, of_held, of_turn, _ = tangents
     still = lambda dots: all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dots))  # noqa: E731
-    within = still(of_held) and not still(of_turn)
+    moving = not still((of_held, of_turn))
+    within = still(of_held) and moving
     factor = _turned(held, turn)
     ranges = _integrals(factor.shape[1], naux, exchange.omega, share, lists, fitted)
     energies, of_orbitals, slopes = [], [], []
@@ -90,9 +91,11 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
         known = fitted is not None
         contracted = _Contracted.build(*fit, factor, *weights, share, dtype, known)
         energies.append(contracted.energy)
-        of_three, of_factor = contracted.slopes(fit.columns, factor)
-        of_orbitals.append(contracted.slope_within(fit.columns, factor) if within else of_factor)
-        slopes.append((of_three, contracted.metric_slope()))
+        # In this order: the slope in the columns takes their memory.
+        if moving:
+            slope = contracted.slope_within if within else contracted.factor_slope
+            of_orbitals.append(slope(fit.columns, factor))
+        slopes.append((contracted.column_slope(fit.columns, factor), contracted.metric_slope()))
     if exchange.omega < 0:  # the second is 1/r less erf(|omega| r)/r
         whole, rest = slopes
         slopes = [tuple(a + b for a, b in zip(whole, rest)), tuple(-b for b in rest)]
@@ -102,7 +105,7 @@ def _fitted_energy_jvp(naux, coulomb, exchange, share, dtype, primals, tangents)
     if not still(of_lists):
         weighted = lambda *lists: _weighted_ranges(share, *lists, slopes, exchange.omega)  # noqa: E731
         tangent = jvp_of_moving(weighted, tuple(lists), tuple(of_lists))[1]
-    if not still((of_held, of_turn)):
+    if moving:
         change = (
             triangular_quotient(turn, of_turn)
             if within
@@ -209,38 +212,45 @@ class _Contracted(eqx.Module):
         matrix = unpack(jnp.dot(columns, self.dual[0], precision="highest"), factor.shape[1])
         return 2 * self.coulomb * jnp.einsum("ab,sbi->sai", matrix, factor, precision="highest")
 
-    def slopes(self, columns, factor):
-        """dE/d(ab|P), each pair of AOs once, and dE/d(factor)."""
+    def _half(self, products, factor, start, size):
+        """sum_i C_ai of the products as (s, j, a, P): what is summed next goes over its ends."""
+        products = jax.lax.dynamic_slice_in_dim(products, start, size, 3)
+        short = jnp.swapaxes(factor.astype(self.dtype), 1, 2)
+        return jnp.swapaxes(_transformed(short, products.astype(self.dtype)), 1, 2)
+
+    def factor_slope(self, columns, factor):
+        """dE/d(factor)."""
         nao = factor.shape[1]
         of_factor = self._coulomb_slope(columns, factor)
-        density = _density(factor)[:, None]
         if not self.exchange:
-            return self.coulomb * density * self.charge[None], of_factor
-        i, j = np.tril_indices(nao)
-        twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
-        short = factor.astype(self.dtype)
-
-        def half(products, start, size):
-            """sum_i C_ai of the products as (s, j, a, P): the sums below go over its ends."""
-            products = jax.lax.dynamic_slice_in_dim(products, start, size, 3)
-            turned = _transformed(jnp.swapaxes(short, 1, 2), products.astype(self.dtype))
-            return jnp.swapaxes(turned, 1, 2)
+            return of_factor
 
         def add(of_factor, start, part):
-            right = half(self.dual[1], start, part.shape[2])
+            right = self._half(self.dual[1], factor, start, part.shape[2])
             right = right.reshape(*right.shape[:2], -1)
             part = jnp.einsum("bx,sjx->sbj", part.reshape(nao, -1), right, precision="highest")
             return of_factor - 2 * self.exchange * part.astype(factor.dtype)
 
+        return over_columns(add, of_factor, columns, nao, self.dtype)
+
+    def column_slope(self, columns, factor):
+        """dE/d(ab|P), each pair of AOs once, in the memory of the columns."""
+        nao = factor.shape[1]
+        density = _density(factor)[:, None]
+        if not self.exchange:
+            return self.coulomb * density * self.charge[None]
+        i, j = np.tril_indices(nao)
+        twice = jnp.asarray(np.where(i == j, 1.0, 2.0), factor.dtype)[:, None]
+        short = factor.astype(self.dtype)
+
         def slope(start, size):
-            right = half(self.products, start, size)
+            right = self._half(self.products, factor, start, size)
             square = jnp.einsum("sbj,sjap->bap", short, right, precision="highest")
             square = square.astype(factor.dtype)[i, j]
             charge = jax.lax.dynamic_slice_in_dim(self.charge, start, size)
             return self.coulomb * density * charge[None] - self.exchange * twice * square
 
-        of_factor = over_columns(add, of_factor, columns, nao, self.dtype)
-        return filled_columns(slope, columns, nao, self.dtype), of_factor
+        return filled_columns(slope, columns, nao, self.dtype)
 
 
 def _turned(held, turn):

@@ -22,8 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qchem.basis.rows import standing
-from qchem.compilation import platform
+from qchem.compilation import platform, standing
 from qchem.devices import ALONE, MOLECULE, Share, spread
 from qchem.integrals.auxiliary import auxiliary_columns
 from qchem.integrals.fitting import fitting_2c, fitting_3c, fitting_integrals
@@ -224,7 +223,7 @@ def over_columns(
         columns = jax.lax.dynamic_slice_in_dim(three, start, size, 1)
         unpacked = lambda columns: columns.astype(dtype)[index]  # noqa: E731
         # In memory before its axes become one, which would be found from it for each number anew.
-        return add(sums, start, standing(three[0, 0] != jnp.inf, unpacked, columns))
+        return add(sums, start, standing(unpacked, columns))
 
     return _over_windows(step, sums, three.shape[1], dtype.itemsize * nao * nao, most)
 

@@ -179,16 +179,13 @@ class Padded:
     def gradient(
         self,
         positions: Float[Array | np.ndarray, "natom 3"],
-        orbitals: Float[Array | np.ndarray, "nspin nao norbital"],
-        occupation: Float[Array | np.ndarray, "nspin norbital"] | None = None,
+        factor: Float[Array | np.ndarray, "nspin nao nocc"],
+        of_overlap: Float[np.ndarray, "nao nao"],
         fitted: tuple[Fit, ...] | None = None,
-        of_overlap: Float[np.ndarray, "nao nao"] | None = None,
     ) -> Float[np.ndarray, "natom 3"]:
         """`qchem.gradient`, compiled; all but `fitted` is given, and returned, for the molecule."""
-        if of_overlap is not None:
-            of_overlap = np.pad(of_overlap, (0, self.method.basis.nao - self.nao))
-        arguments = self._gradient_arguments(positions, orbitals, occupation)
-        slope = _gradient(*arguments, fitted, of_overlap)
+        arguments = self._gradient_arguments(positions, factor, of_overlap)
+        slope = _gradient(*arguments, fitted)
         slope = np.asarray(slope)[: self.natom]
         if self.method.dispersion is not None:
             energy = self.method.dispersion.energy
@@ -199,19 +196,18 @@ class Padded:
         self, positions: Float[Array | np.ndarray, "natom 3"], nocc: tuple[int, ...]
     ) -> None:
         """Have the program of `gradient` of so many whole orbitals made meanwhile."""
-        orbitals = np.zeros((len(nocc), self.nao, max(nocc)), np.asarray(positions).dtype)
-        arguments = self._gradient_arguments(positions, orbitals, None)
-        _gradient.ahead(*arguments, self.method.fitted_types(orbitals.dtype), None)
+        dtype = np.asarray(positions).dtype
+        factor = np.zeros((len(nocc), self.nao, max(nocc)), dtype)
+        of_overlap = np.zeros((self.nao, self.nao), dtype)
+        arguments = self._gradient_arguments(positions, factor, of_overlap)
+        _gradient.ahead(*arguments, self.method.fitted_types(dtype))
 
-    def _gradient_arguments(self, positions, orbitals, occupation):
+    def _gradient_arguments(self, positions, factor, of_overlap):
         method, _ = parted(self.method)
         method = in_dtype(method, np.asarray(positions).dtype)
-        norbital = orbitals.shape[2]
-        ncolumn = self.columns(norbital)
-        orbitals = self.orbitals(orbitals, ncolumn)
-        if occupation is not None:
-            occupation = np.pad(np.asarray(occupation), ((0, 0), (0, ncolumn - norbital)))
-        return method, self.positions(positions), orbitals, occupation
+        factor = self.orbitals(factor, self.columns(factor.shape[2]))
+        of_overlap = np.pad(of_overlap, (0, self.method.basis.nao - self.nao))
+        return method, self.positions(positions), factor, of_overlap
 
     def grown(self, scf: SCFResult, nocc: tuple[int, ...]) -> SCFResult:
         """The reverse of `cut`, where no occupation is fractional."""
@@ -305,5 +301,5 @@ def _hamiltonian(method, positions):
 
 
 @program
-def _gradient(method, positions, orbitals, occupation, fitted, of_overlap):
-    return gradient(method, positions, orbitals, occupation, fitted, of_overlap)
+def _gradient(method, positions, factor, of_overlap, fitted):
+    return gradient(method, positions, factor, fitted, of_overlap)

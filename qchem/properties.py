@@ -18,6 +18,7 @@ from qchem.scf.orbitals import (
     OVERLAP_THRESHOLD,
     density_matrix,
     slope_of_kept_space,
+    slope_of_orthonormality,
     spin_square,
 )
 from qchem.scf.solve import SCFResult
@@ -29,24 +30,24 @@ def gradient(
     method: Method,
     positions: Float[Array, "natom 3"],
     factor: Float[Array, "nspin nao nocc"],
-    occupation: Float[Array, "nspin nocc"] | None = None,
     fitted: tuple[Fit, ...] | None = None,
     of_overlap: Float[Array, "nao nao"] | None = None,
 ) -> Float[Array, "natom 3"]:
     """dE/dR of a converged energy, hartree/bohr.
 
     All that moves with the nuclei is differentiated: integrals, grid, overlap. The orbitals are
-    held except for what keeps them orthonormal, since the energy is stationary in them.
+    held except for what keeps them orthonormal, since the energy is stationary in them. At an
+    electronic temperature the derivative is that of the free energy, which is what is stationary.
 
     Args:
         method, positions: What was calculated.
-        factor: Occupied orbitals times the roots of their occupation.
-        occupation: Where it is fractional, and `factor` then the orbitals alone. At an electronic
-            temperature the derivative is that of the free energy, which is what is stationary.
-        fitted, of_overlap: As `Method.energy` takes them.
+        factor: Occupied orbitals times the roots of their occupation, which is whole unless
+            `of_overlap` is given.
+        fitted, of_overlap: As `Method.energy` takes them; the latter spares the part of the work
+            that a converged Fock matrix has done.
     """
     factor = jax.lax.stop_gradient(factor)
-    return jax.grad(method.energy)(positions, factor, occupation, fitted, of_overlap)
+    return jax.grad(method.energy)(positions, factor, fitted, of_overlap)
 
 
 def known_after(
@@ -55,13 +56,14 @@ def known_after(
     """`fitted` and `of_overlap` for the gradient of what an SCF with these options has found."""
     threshold = options.get("overlap_threshold", OVERLAP_THRESHOLD)
     matrices = hamiltonian.overlap, scf.fock, scf.dm
-    of_overlap = jax.lax.cond(
+    of_space = jax.lax.cond(
         jnp.any(jnp.isinf(scf.mo_energy)),
         lambda *x: slope_of_kept_space(*x, threshold),
         lambda overlap, *_: jnp.zeros_like(overlap),
         *matrices,
     )
-    return method.known_fitted(hamiltonian), of_overlap
+    of_orbitals = slope_of_orthonormality(scf.fock, scf.mo_coeff, scf.mo_occ)
+    return method.known_fitted(hamiltonian), of_orbitals + of_space
 
 
 def moments(

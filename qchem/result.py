@@ -19,11 +19,14 @@ from qchem.padding import Padded
 from qchem.properties import dipole_moment
 from qchem.scf.converge import curvature
 from qchem.scf.hamiltonian import ENERGIES, Hamiltonian, Method
-from qchem.scf.orbitals import OVERLAP_THRESHOLD, slope_of_kept_space, spin_square
+from qchem.scf.orbitals import (
+    OVERLAP_THRESHOLD,
+    slope_of_kept_space,
+    slope_of_orthonormality,
+    spin_square,
+)
 from qchem.scf.solve import SCFResult
 from qchem.scf.stability import UNSTABLE
-
-_EMPTY = 1e-14  # occupation
 
 
 @dataclass(frozen=True)
@@ -108,19 +111,14 @@ class Result:
         nocc = (self.scf.factor.shape[2],) * len(self.dm)
         check_memory(self.method, nocc, forces=True, itemsize=self.dm.dtype.itemsize)
         start = perf_counter()
-        orbitals = self.scf.factor, None
-        if self.settings.get("smearing"):
-            # Canonical order matters to orthonormalization; what is all but empty is left out.
-            filled = self.scf.mo_occ > _EMPTY
-            orbitals = np.where(filled[:, None, :], self.scf.mo_coeff, 0), self.scf.mo_occ
         fitted, self._fitted = self._fitted, None
-        of_overlap = None
+        of_overlap = slope_of_orthonormality(self.scf.fock, self.scf.mo_coeff, self.mo_occ)
         if not np.isfinite(self.mo_energy).all():  # directions have been left out
             matrices = self._overlap, self.scf.fock, self.dm
             threshold = self.settings.get("overlap_threshold", OVERLAP_THRESHOLD)
-            of_overlap = np.asarray(slope_of_kept_space(*matrices, threshold))
-        known = fitted, of_overlap
-        self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, *known)
+            of_overlap = of_overlap + np.asarray(slope_of_kept_space(*matrices, threshold))
+        orbitals = self.scf.factor, of_overlap
+        self._forces = -self._padded.gradient(self.molecule.positions, *orbitals, fitted)
         self.timings["forces"] = perf_counter() - start
         return self._forces.copy()
 

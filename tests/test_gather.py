@@ -20,6 +20,10 @@ def test_rows(rest, batch):
     several = jax.vmap(rows_at, (None, 0))(x, jnp.stack([index, index[::-1]]))
     np.testing.assert_array_equal(several[1], x[index[::-1]])
     check_grads(lambda x: rows_at(x, index) ** 2, (x,), 2)
+    for axis in range(x.ndim):
+        moved, expected = np.moveaxis(x, 0, axis), np.take(np.moveaxis(x, 0, axis), index, axis)
+        np.testing.assert_array_equal(rows_at(moved, index, axis), expected)
+        np.testing.assert_array_equal(rows_at(moved, index, axis - x.ndim), expected)
 
 
 def test_known_rows_are_one_operation():

@@ -233,7 +233,8 @@ def test_fitted_energy_in_chunks_is_the_same(monkeypatch):
 
     def all_of_it():
         parts = energies._Contracted.build(three, lower, FACTOR, 0.9, 0.4)
-        return parts.energy, parts.metric_slope(), *parts.slopes(three, FACTOR)
+        slopes = parts.factor_slope(three, FACTOR), parts.column_slope(three, FACTOR)
+        return parts.energy, parts.metric_slope(), *slopes
 
     def fit():
         return fitted_jk.fit_of(three, metric).columns
@@ -252,7 +253,8 @@ def test_slopes_copy_no_integrals_for_each_window(monkeypatch):
     use_small_windows(monkeypatch)
 
     def slopes(three, metric, factor):
-        return energies._Contracted.build(three, metric, factor, 0.9, 0.4).slopes(three, factor)
+        parts = energies._Contracted.build(three, metric, factor, 0.9, 0.4)
+        return parts.factor_slope(three, factor), parts.column_slope(three, factor)
 
     arrays = np.zeros((NPAIR, 7)), np.eye(7), np.asarray(FACTOR)
     text = jax.jit(slopes).lower(*arrays).compile().as_text()

@@ -16,7 +16,7 @@ from qchem.scf import (
     reorthonormalize,
     spin_square,
 )
-from qchem.scf.orbitals import held_and_turn
+from qchem.scf.orbitals import held_and_turn, slope_of_orthonormality
 from tests import oracle
 
 ROUNDING = 1e-12  # a few operations on matrices of norm near one
@@ -142,6 +142,26 @@ def test_held_and_turn_make_what_is_reorthonormalized():
     assert_allclose(found, derivatives(reorthonormalize), rtol=1e-12)
     still = jax.jacfwd(lambda t: held_and_turn(factor, s + t * direction[0])[0])(0.0)
     assert not np.any(still)
+
+
+@pytest.mark.parametrize("nocc", [(3,), (3, 1)])
+def test_slope_of_orthonormality_is_that_of_reorthonormalized_orbitals(nocc):
+    """Of NumPy's and of JAX's arrays, of orbitals that diagonalize nothing."""
+    s, nspin = overlap_matrix(4), len(nocc)
+    x, _ = canonical_orthogonalizer(s)
+    mo_coeff, mo_occ = jnp.stack([x, x[:, ::-1]][:nspin]), occupation_numbers(nocc, NAO, s.dtype)
+    fock = jnp.stack([symmetric_matrix(2), symmetric_matrix(6)][:nspin])
+    factor = orbital_factor(mo_coeff, nocc)
+
+    def energy(s):
+        dm = density_matrix(reorthonormalize(factor, (s + s.T) / 2, 2 / nspin))
+        return jnp.vdot(fock, dm)
+
+    arrays, expected = (fock, mo_coeff, mo_occ), jax.jit(jax.grad(energy))(s)
+    assert_allclose(slope_of_orthonormality(*arrays), expected, atol=1e-10)
+    on_host = slope_of_orthonormality(*map(np.asarray, arrays))
+    assert isinstance(on_host, np.ndarray)
+    assert_allclose(on_host, expected, atol=1e-10)
 
 
 def test_spin_square_of_pure_and_mixed_determinants():

@@ -75,8 +75,8 @@ def test_the_program_that_is_expected_is_the_one_that_forces_need(monkeypatch):
 
     monkeypatch.setattr(padding, "_gradient", Spy())
     made.expect_gradient(mol.positions, nocc)
-    assert made.gradient(mol.positions, np.ones((2, made.nao, 5))).shape == (6, 3)
-    made.gradient(mol.positions, np.ones((1, made.nao, 5)))
+    assert made.gradient(mol.positions, np.ones((2, made.nao, 5)), np.eye(made.nao)).shape == (6, 3)
+    made.gradient(mol.positions, np.ones((1, made.nao, 5)), np.eye(made.nao))
     expected, called, another = asked
     assert expected == called != another
 

@@ -56,12 +56,18 @@ def test_every_pair_once(spherical, options):
             rows.lb, spherical
         )
         batches = [next(b for b in of_basis.batches if b.l == l) for l in (rows.la, rows.lb)]
-        for pair in {tuple(pair) for pair in rows.shell.T.tolist()}:
-            mine = (rows.shell == np.array(pair)[:, None]).all(0)
+        places = [of_basis.batches.index(batch) for batch in batches]
+        before = [of_basis.batches[:place] for place in places]
+        shells = np.array([sum(b.atom.size for b in x) for x in before])
+        primitives = np.array([sum(b.exponents.size for b in x) for x in before])
+        of_batches = rows.shell - shells[:, None]
+        for pair in {tuple(pair) for pair in of_batches.T.tolist()}:
+            mine = (of_batches == np.array(pair)[:, None]).all(0)
             assert (rows.index[mine] == rows.index[mine][0]).all()
             index = rows.index[mine][0]
             np.add.at(targets, index[index < targets.size], 1)
-            held = rows.primitive[:, mine][:, rows.used[mine]].T.tolist()
+            start = [p + n * b.exponents.shape[1] for p, n, b in zip(primitives, pair, batches)]
+            held = (rows.primitive[:, mine][:, rows.used[mine]].T - start).tolist()
             depth = [np.count_nonzero(b.contraction[n]) for b, n in zip(batches, pair)]
             assert sorted(held) == np.indices(depth).reshape(2, -1).T.tolist()
     assert (targets == 1).all()

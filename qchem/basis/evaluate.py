@@ -3,12 +3,13 @@
 from functools import partial
 from math import gamma
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths
@@ -48,7 +49,7 @@ def evaluate_ao(
         The value, then x, y, z, then xx, xy, xz, yy, yz, zz, as far as `derivative` goes.
     """
     row = jnp.argsort(ao_of_row(basis))
-    components = evaluate_rows(basis, positions, points, derivative)
+    components = eqx.filter_jit(evaluate_rows)(basis, positions, points, derivative)
     return jnp.stack([component[row].T for component in components])
 
 
@@ -59,49 +60,48 @@ def evaluate_rows(
     derivative: int = 0,
     dtype: DTypeLike | None = None,
     depths: Depths | None = None,
-    fence: Bool[Array, ""] | None = None,
 ) -> tuple[Float[Array, "nao npoint"], ...]:
     """The components of `evaluate_ao` as they are cheapest to make and to use.
 
     AOs are in the order of `ao_of_row`, and components are separate arrays: to pick one of a stack
     costs a copy of the whole in reverse mode. They may have a shorter `dtype` than the positions:
-    distances are taken first, then rounded. `depths` and `fence` are those of `shell_rows`.
+    distances are taken first, then rounded. `depths` are those of `shell_rows`.
     """
     if derivative not in (0, 1, 2):
         raise ValueError(f"derivatives of AOs have order 0, 1 or 2 here, not {derivative!r}.")
     positions = jnp.asarray(positions)
     dtype = positions.dtype if dtype is None else jnp.dtype(dtype)
     points = jnp.asarray(points, positions.dtype)
-    return _rows(basis, positions, points, fence, derivative, dtype, depths)
+    return _rows(basis, positions, points, derivative, dtype, depths)
 
 
-def _evaluate(basis, positions, points, fence, derivative, dtype, depths):
+def _evaluate(basis, positions, points, derivative, dtype, depths):
     apart = coordinates(positions, points, dtype)
-    batches = shell_rows(basis, apart, derivative, fence, depths)
+    batches = shell_rows(basis, apart, derivative, depths)
     blocks = [batch.components(derivative) for batch in batches]
     return tuple(jnp.concatenate(component) for component in zip(*blocks, strict=True))
 
 
-_rows = jax.custom_jvp(_evaluate, nondiff_argnums=(4, 5, 6))
+_rows = jax.custom_jvp(_evaluate, nondiff_argnums=(3, 4, 5))
 
 
 @partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(derivative, dtype, depths, primals, tangents):
-    basis, positions, points, fence = primals
-    basis_dot, positions_dot, points_dot, _ = tangents
+    basis, positions, points = primals
+    basis_dot, positions_dot, points_dot = tangents
 
     def plain(basis, positions, points):
-        return _evaluate(basis, positions, points, fence, derivative, dtype, depths)
+        return _evaluate(basis, positions, points, derivative, dtype, depths)
 
     if derivative == 2:  # third derivatives are not written down
-        return jvp_of_moving(plain, primals[:3], tangents[:3])
+        return jvp_of_moving(plain, primals, tangents)
     change = []
     if any(not isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(basis_dot)):
         still = (basis_dot, *map(_zero, (positions, points)))
-        values, tangent = jvp_of_moving(plain, primals[:3], still)
+        values, tangent = jvp_of_moving(plain, primals, still)
         change.append(tangent)
     if not all(isinstance(dot, SymbolicZero) for dot in (positions_dot, points_dot)):
-        higher = _rows(basis, positions, points, fence, derivative + 1, dtype, depths)
+        higher = _rows(basis, positions, points, derivative + 1, dtype, depths)
         values = higher[: _NCOMPONENT[derivative]]
         # A product, not an index: its transpose is a product too.
         atom = jax.nn.one_hot(_atom_of_row(basis), len(positions), dtype=dtype)

@@ -6,24 +6,23 @@ densities and their derivatives need a few rows per shell, and no derivative of 
 Coordinates, polynomials and their coefficients are lists of rows (nshell npoint); None is zero.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations_with_replacement, groupby
 from math import factorial, log
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from qchem.basis.layout import Basis, ShellBatch, primitive_depth
 from qchem.basis.reach import Counts, Depths, plan_capacities
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
-from qchem.compilation import platform
+from qchem.compilation import standing
 
 Rows = list[Array | None]
 _UNROLLED = 10  # monomials; sums of more are products with a matrix, which compile sooner
@@ -194,7 +193,6 @@ def shell_rows(
     basis: Basis,
     apart: list[Float[Array, "natom npoint"]],
     order: int,
-    fence: Bool[Array, ""] | None = None,
     depths: Depths | None = None,
 ) -> list[ShellRows]:
     """The rows of each batch.
@@ -202,7 +200,6 @@ def shell_rows(
     Args:
         apart: x, y and z of all points minus all nuclei; their dtype is that of the result.
         order: Highest derivative of R.
-        fence: True, though the compiler cannot know it: see `standing`.
         depths: Of the `RowPlan` that the basis has been ordered by; by default padding counts.
     """
     dtype = apart[0].dtype
@@ -235,34 +232,12 @@ def shell_rows(
             every.append([jnp.concatenate(x) for x in zip(*parts, strict=True)])
         return every
 
-    every = standing(fence, radial, standing(fence, gaussians))
+    every = standing(radial, standing(gaussians))
     found = []
     for batch, orders in zip(basis.batches, every, strict=True):
         r = [x[batch.atom] for x in apart]
         found.append(ShellRows(batch, basis.spherical, r, orders))
     return found
-
-
-def standing(fence: Bool[Array, ""] | None, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's arrays, standing in memory.
-
-    On a CPU the compiler makes an array anew for each array that it goes into, unless a branch
-    returns it; on a GPU it makes one kernel of all, in which neighbours do different things.
-
-    Args:
-        fence: True, though the compiler cannot know it; without it the function is simply called.
-    """
-    if fence is None:
-        return function(*arguments)
-    if platform() != "cpu":
-        return jax.lax.optimization_barrier(function(*arguments))
-    function = jax.jit(function, inline=True)  # to be traced once
-    shapes = jax.eval_shape(function, *arguments)
-
-    def nothing(*_):
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    return jax.lax.cond(fence, function, nothing, *arguments)
 
 
 @jax.custom_jvp

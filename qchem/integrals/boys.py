@@ -78,7 +78,7 @@ def boys(
         tabulated = tabulated * step + rows_at(row, index)
 
     inverse = 1.0 / jnp.where(near, limit, t)
-    asymptotic = 0.5 * gamma(order + 0.5) * _times_power(jnp.sqrt(inverse), inverse, order)
+    asymptotic = 0.5 * gamma(order + 0.5) * times_power(jnp.sqrt(inverse), inverse, order)
     value = jnp.where(near, tabulated, asymptotic)
 
     if order == lowest:
@@ -99,7 +99,7 @@ def boys(
     return jnp.concatenate([below, value[None]])
 
 
-def _times_power(value, x, n):
+def times_power(value: Array, x: Array, n: int) -> Array:
     """value x^n in few products; XLA would leave a power to the library of mathematics."""
     while n:
         if n % 2:

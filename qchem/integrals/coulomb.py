@@ -12,7 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from qchem.integrals.boys import boys
+from qchem.integrals.boys import boys, times_power
 from qchem.integrals.gather import rows_at
 
 
@@ -120,14 +120,21 @@ def hermite_coulomb(
     Returns:
         Derivatives in the order of `hermite_powers`, hartree / bohr^(degree).
     """
-    t = alpha * jnp.sum(separation * separation, axis=0)
-    values = boys(order, t)
+    base = spherical_derivatives(order, alpha, jnp.sum(separation * separation, axis=0))
+    return radial_derivatives(list(base), separation)
+
+
+def spherical_derivatives(
+    order: int, alpha: Float[Array, "*batch"], square: Float[Array, "*batch"]
+) -> Float[Array, " {order+1} *batch"]:
+    """f, f'/r, ... (1/r d/dr)^order f for f = erf(sqrt(alpha) r) / r at r^2 = `square`.
+
+    2 sqrt(alpha / pi) (-2 alpha)^m F_m(alpha r^2), (9.9.13) of Helgaker, Jørgensen & Olsen (2000).
+    """
+    values = boys(order, alpha * square)
     scale = 2.0 / sqrt(pi) * jnp.sqrt(alpha)
-    base = [values[0] * scale]
-    for m in range(1, order + 1):
-        scale = scale * (-2.0 * alpha)
-        base.append(values[m] * scale)
-    return radial_derivatives(base, separation)
+    rows = [times_power(x * scale, -2.0 * alpha, m) for m, x in enumerate(values)]
+    return jnp.stack(rows)
 
 
 def radial_derivatives(

@@ -2,21 +2,24 @@
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Num
 
 
 def rows_at(
-    x: Float[Array | np.ndarray, "..."], index: Int[Array | np.ndarray, "..."]
-) -> Float[Array, "..."]:
+    x: Num[Array | np.ndarray, "..."], index: Int[Array | np.ndarray, "..."], axis: int = 0
+) -> Num[Array, "..."]:
     """x[index], of shape (*index, *rest), of indices that are within the array and not negative.
 
     One operation to trace, lower and compile, where indexing, which allows for others, makes five.
+
+    Args:
+        x, index: Of any shape.
+        axis: Of x, whose place the axes of the index take.
     """
-    batch, rest = index.ndim, x.ndim - 1
+    axis %= x.ndim
+    after = range(axis + index.ndim, x.ndim + index.ndim - 1)
     numbers = jax.lax.GatherDimensionNumbers(
-        offset_dims=tuple(range(batch, batch + rest)),
-        collapsed_slice_dims=(0,),
-        start_index_map=(0,),
+        offset_dims=(*range(axis), *after), collapsed_slice_dims=(axis,), start_index_map=(axis,)
     )
-    sizes = 1, *x.shape[1:]
+    sizes = *x.shape[:axis], 1, *x.shape[axis + 1 :]
     return jax.lax.gather(x, index[..., None], numbers, sizes, mode="promise_in_bounds")

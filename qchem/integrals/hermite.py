@@ -135,6 +135,7 @@ def product_expansion(
     lowest: int,
     table: Float[Array, "_ 3 npair"],
     lb: int,
+    kinetic: bool = False,
 ) -> Float[Array, "ncart_a ncart_b nhermite npair"]:
     """E^{ab}_{tuv}, the product of the three axes' coefficients for every pair of monomials.
 
@@ -142,40 +143,37 @@ def product_expansion(
         powers_a, powers_b: Of the monomials.
         order, lowest: Of the Hermite functions; zero beyond the degree of the pair.
         table, lb: `axis_table` and the highest power on the second center it was made for.
+        kinetic: Whether -1/2 <a|nabla^2|b>, without the charge factor, follows as one more.
     """
     t = hermite_powers(order, lowest)
     deepest = _highest_power(table.shape[0], lb) + lb
-    product = None
-    for axis in range(3):
-        i, j = powers_a[:, axis][:, None, None], powers_b[:, axis][None, :, None]
-        inside = np.minimum(t[:, axis], deepest)[None, None, :]
-        factor = _rows_of(table[:, axis], _row(i, j, inside, table.shape[0], lb))
-        product = factor if product is None else product * factor
+    inside = np.minimum(t, deepest)
+    if kinetic:  # overlap and kinetic energy of each axis
+        inside = np.concatenate([inside, np.zeros((1, 3), int), np.full((1, 3), -1)])
+    i, j = powers_a[:, None, None], powers_b[None, :, None]
+    rows = _row(i, j, inside[None, None], table.shape[0], lb)
+    x, y, z = _rows_of_axes(table, rows)
+    product = (x * y * z)[:, :, : len(t)]
     if order > deepest:
         exists = (t <= deepest).all(1).astype(float)[None, None, :, None]
         product = product * jnp.asarray(exists, product.dtype)
-    return product
+    if not kinetic:
+        return product
+    energy = 0.0
+    for axis in range(3):
+        terms = [f[:, :, -1 if n == axis else -2] for n, f in enumerate((x, y, z))]
+        energy = energy + terms[0] * terms[1] * terms[2]
+    return jnp.concatenate([product, energy[:, :, None]], axis=2)
 
 
-def _rows_of(table, index):
-    """table[index] as a matrix product, so that no derivative adds up rows one by one."""
+def _rows_of_axes(table, index):
+    """table[index[..., axis], axis] of each axis, as matrix products, so that no derivative adds up
+    rows one by one."""
     used, which = np.unique(index, return_inverse=True)
-    chosen = jnp.asarray(np.eye(used.size)[which.ravel()], table.dtype)
-    rows = jnp.dot(chosen, table[used], precision="highest")
-    return rows.reshape(*index.shape, table.shape[1])
-
-
-def product_kinetic(
-    powers_a: np.ndarray, powers_b: np.ndarray, table: Float[Array, "_ 3 npair"], lb: int
-) -> Float[Array, "ncart_a ncart_b npair"]:
-    """-1/2 <a|nabla^2|b> for every pair of monomials, without the charge factor."""
-    total = None
-    for kinetic in range(3):
-        product = None
-        for axis in range(3):
-            i, j = powers_a[:, axis][:, None], powers_b[:, axis][None, :]
-            t = np.full_like(i, -1 if axis == kinetic else 0)
-            factor = _rows_of(table[:, axis], _row(i, j, t, table.shape[0], lb))
-            product = factor if product is None else product * factor
-        total = product if total is None else total + product
-    return total
+    which = which.reshape(-1, 3).T
+    rows, axes, npair = table.shape
+    one = jnp.asarray(np.eye(rows)[used], table.dtype)
+    found = jnp.dot(one, table.reshape(rows, -1), precision="highest").reshape(-1, axes, npair)
+    chosen = [jnp.asarray(np.eye(used.size)[k], table.dtype) for k in which]
+    found = [jnp.dot(one, found[:, n], precision="highest") for n, one in enumerate(chosen)]
+    return [x.reshape(*index.shape[:-1], npair) for x in found]

@@ -10,8 +10,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from qchem.basis.rows import standing
+from qchem.compilation import standing
 from qchem.integrals.coulomb import hermite_coulomb, lowered_index, nhermite, sum_index
+from qchem.integrals.gather import rows_at
 from qchem.integrals.pairs import Distribution, hermite_sign
 
 _MATRICES = 9  # functions of a ket row from which on it is contracted by matrix products
@@ -94,8 +95,8 @@ def _separated(order, width, center, ket_width, ket_center):
 
     shape = *width.shape, nhermite(order), ket_width.size
     # R stands in memory. Else XLA makes it anew wherever a row of it is taken, one element after
-    # another. Widths are never negative.
-    return standing(width[0, 0] >= 0, every)
+    # another.
+    return standing(every)
 
 
 def _contract(r, bra_side, ket_side, bra, ket):
@@ -268,18 +269,17 @@ def _perturbed(side, coefficient, dwidth, dcenter, dcoefficient):
     if not isinstance(dcoefficient, SymbolicZero):
         missing = total.shape[3] - dcoefficient.shape[3]
         total = total + jnp.pad(dcoefficient, ((0, 0), (0, 0), (0, 0), (0, missing)))
-    for axis in range(3):
-        if not isinstance(dcenter, SymbolicZero):
-            raised = _raised_coefficients(coefficient, side, (top, lowest), axis, 1)
-            total = total + raised * dcenter[:, None, :, axis, None]
-        if not isinstance(dwidth, SymbolicZero):
-            raised = _raised_coefficients(coefficient, side, (top, lowest), axis, 2)
-            total = total + raised * (0.25 * dwidth)[:, None, :, None]
+    if not isinstance(dcenter, SymbolicZero):
+        raised = _raised_coefficients(coefficient, side, (top, lowest), 1)
+        total = total + jnp.sum(raised * dcenter[:, None, :, :, None], axis=3)
+    if not isinstance(dwidth, SymbolicZero):
+        raised = _raised_coefficients(coefficient, side, (top, lowest), 2)
+        total = total + jnp.sum(raised, axis=3) * (0.25 * dwidth)[:, None, :, None]
     return total, (top, lowest)
 
 
-def _raised_coefficients(coefficient, side, target, axis, power):
-    """Coefficients of the `power`-th derivative along an axis, in the powers of `target`."""
-    source = lowered_index(*target, *side, axis, power)
+def _raised_coefficients(coefficient, side, target, power):
+    """Coefficients of the `power`-th derivatives along x, y and z, in the powers of `target`."""
+    source = np.stack([lowered_index(*target, *side, axis, power) for axis in range(3)])
     zero = jnp.zeros_like(coefficient[..., :1])
-    return jnp.concatenate([coefficient, zero], axis=-1)[..., source]
+    return rows_at(jnp.concatenate([coefficient, zero], axis=-1), source, axis=-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import groupby
 
 import equinox as eqx
 import jax
@@ -20,11 +21,11 @@ from qchem.basis.layout import Basis, primitive_depth
 from qchem.basis.spherical import angular_matrix, cartesian_powers, ncomponent
 from qchem.compilation import platform
 from qchem.integrals.coulomb import hermite_powers, nhermite
+from qchem.integrals.gather import rows_at
 from qchem.integrals.hermite import (
     axis_table,
     axis_table_rows,
     product_expansion,
-    product_kinetic,
 )
 
 _NPRIM = {0: 4, 1: 3, 2: 3}  # primitive pairs per row by order, else 1: little padding, few rows
@@ -66,8 +67,8 @@ class PairRows(eqx.Module):
     Attributes:
         la, lb: The class.
         order: Of the list that the class goes to, l_a + l_b or more.
-        shell: Rows of the two shell batches.
-        primitive: Columns of the two shell batches.
+        shell: The two shells, counted through all batches.
+        primitive: Their primitives, counted likewise, padding too.
         used: False for padding.
         index: Packed AO pair, i >= j at i (i + 1) / 2 + j; npair where nothing is to be added.
         fitted: For density fitting; see `plan_pairs`.
@@ -98,14 +99,25 @@ def plan_pairs(
     """
     merge = basis.nao <= _MERGED_NAO if merge is None else merge
     rows = []
+    starts = np.cumsum([[0, 0], *((b.atom.size, b.exponents.size) for b in basis.batches)], axis=0)
     for na, a in enumerate(basis.batches):
         for nb, b in enumerate(basis.batches[: na + 1]):
             first, second = _shell_pairs(a.atom.size, b.atom.size, na == nb)
             if first.size:
                 order = merged_order(a.l + b.l, merge, 0 if fitted else 1)
                 width = 1 if fitted else _NPRIM.get(order, 1)
-                rows.append(_rows_of_class(basis, a, b, first, second, order, width, fitted))
+                of_class = _rows_of_class(basis, a, b, first, second, order, width, fitted)
+                rows.append(_counted_through(of_class, (a, b), starts[[na, nb]]))
     return tuple(rows)
+
+
+def _counted_through(rows, batches, starts):
+    """Rows whose shells and primitives are rows and columns of their batches."""
+    depth = np.array([batch.exponents.shape[1] for batch in batches])[:, None, None]
+    first_shell, first_primitive = (x[:, None] for x in starts.T)
+    primitive = first_primitive[:, None] + rows.shell[:, :, None] * depth + rows.primitive
+    shell = first_shell + rows.shell
+    return replace(rows, shell=shell.astype(np.int32), primitive=primitive.astype(np.int32))
 
 
 def merged_order(order: int, merge: bool, least: int = 1) -> int:
@@ -164,107 +176,105 @@ def pair_expansions(
     basis: Basis, rows: tuple[PairRows, ...], positions: Float[Array, "natom 3"]
 ) -> tuple[tuple[Distribution, ...], Float[Array, " npair"]]:
     """Products of AOs as charge distributions, one list per order; and -1/2 <a|nabla^2|b>."""
-    rows = [_largest_first(basis, of_class, positions) for of_class in rows]
-    primitives = [_primitive_pairs(basis, of_class, positions) for of_class in rows]
-    kinetic = jnp.zeros(npair(basis.nao), positions.dtype)
+    rows = _largest_first(basis, rows, positions)
+    a, b, ra, rb, charge = _primitive_pairs(basis, rows, positions)
+    weight = (a / (a + b))[:, None]
+    arrays = 1.0 / (a + b), ra * weight + rb * (1.0 - weight), charge
+    arrays = zip(*(_by_class(x, rows) for x in arrays), strict=True)
+    kinetic = []
     parts: dict[int, list[Distribution]] = {}
-    tables = _axis_tables(rows, primitives)
-    for of_class, (a, b, ra, rb, charge), (columns, lb) in zip(
-        rows, primitives, tables, strict=True
-    ):
+    tables = _axis_tables(rows, a, b, ra - rb)
+    for of_class, of_table, (width, center, charge) in zip(rows, tables, arrays, strict=True):
         matrices = [_angular(l, basis.spherical, a.dtype) for l in (of_class.la, of_class.lb)]
-        coefficient, laplacian = _expand(of_class, lb, matrices, columns, charge)
-        kinetic = kinetic.at[of_class.index.ravel()].add(laplacian.ravel(), mode="drop")
-        weight = (a / (a + b))[:, :, None]
-        center = ra[:, None, :] * weight + rb[:, None, :] * (1.0 - weight)
+        coefficient, laplacian = _expand(of_class, *of_table, matrices, charge)
+        kinetic.append(laplacian.ravel())
         part = of_class.la + of_class.lb, *of_class.index.shape, of_class.used.shape[1]
-        arrays = 1.0 / (a + b), center, coefficient, of_class.index
         parts.setdefault(of_class.order, []).append(
-            Distribution(of_class.order, 0, *arrays, (part,))
+            Distribution(of_class.order, 0, width, center, coefficient, of_class.index, (part,))
         )
     lists = tuple(_merge(parts[order], npair(basis.nao)) for order in sorted(parts))
-    return lists, kinetic
+    index = jnp.concatenate([of_class.index.ravel() for of_class in rows])
+    total = jnp.zeros(npair(basis.nao), positions.dtype)
+    return lists, total.at[index].add(jnp.concatenate(kinetic), mode="drop")
 
 
 def _largest_first(basis, rows, positions):
     """In density fitting, rows in the order of their exponents ab/p AB^2 where the atoms are: those
     that are negligible stand together, and blocks of them are left out. Elsewhere than on a CPU
     none is."""
-    if not rows.fitted or platform() != "cpu":
+    if not rows[0].fitted or platform() != "cpu":
         return rows
-    exponents, centers = _exponents_and_centers(basis, rows, jax.lax.stop_gradient(positions))
-    order = jnp.argsort(_decay(*exponents, *centers)[:, 0])
-    return replace(
-        rows,
-        shell=jnp.take(rows.shell, order, 1, mode="clip"),
-        primitive=jnp.take(rows.primitive, order, 1, mode="clip"),
-        used=jnp.take(rows.used, order, 0, mode="clip"),
-        index=jnp.take(rows.index, order, 0, mode="clip"),
-    )
+    a, b, ra, rb, _ = _primitive_pairs(basis, rows, jax.lax.stop_gradient(positions))
+    counts = [len(of_class.used) for of_class in rows]
+    of_class = np.repeat(np.arange(len(rows)), counts)
+    order = jnp.lexsort((_decay(a, b, ra, rb), of_class))
+    sides = jnp.concatenate([jnp.stack([x.shell, x.primitive[:, :, 0]], 2) for x in rows], axis=1)
+    shells, primitives = jnp.moveaxis(rows_at(jnp.swapaxes(sides, 0, 1), order), 2, 0)
+    ends, found = np.cumsum(counts), []
+    for x, start, end in zip(rows, ends - counts, ends, strict=True):
+        own = slice(start, end)
+        index = rows_at(jnp.asarray(x.index), order[own] - start)
+        primitive = primitives[own].T[:, :, None]
+        found.append(replace(x, shell=shells[own].T, primitive=primitive, index=index))
+    return found
 
 
-def _axis_tables(rows, primitives):
+def _axis_tables(rows, a, b, separation):
     """For each class, the coefficients of single axes, and the highest l_b that they are made for.
 
     They are made for all classes at once, up to the highest l: little more arithmetic, far fewer
     operations to compile. Where that would be large, classes of one l_a have a table of their own.
     """
-    classes = list(range(len(rows)))
     highest = max(x.la for x in rows), max(x.lb for x in rows)
-    size = axis_table_rows(*highest) * 3 * sum(x[0].size for x in primitives)
-    groups = [classes]
-    if size > _AXIS_TABLE:
-        groups = [[n for n in classes if rows[n].la == l] for l in range(highest[0] + 1)]
-    found = {}
-    for group in filter(None, groups):
-        of_group = [primitives[n] for n in group]
-        flat = [jnp.concatenate([x[n].reshape(-1) for x in of_group]) for n in (0, 1)]
-        separation = [_spread(x[2] - x[3], x[0].shape).reshape(-1, 3) for x in of_group]
-        la, lb = max(rows[n].la for n in group), max(rows[n].lb for n in group)
-        table = axis_table(la, lb, *flat, jnp.concatenate(separation).T)
+    groups = [list(rows)]
+    if axis_table_rows(*highest) * 3 * a.size > _AXIS_TABLE:
+        groups = [list(group) for _, group in groupby(rows, lambda x: x.la)]
+    found, end = [], 0
+    for group in groups:
+        sizes = [x.used.size for x in group]
+        start, end = end, end + sum(sizes)
+        own = slice(start, end)
+        la, lb = max(x.la for x in group), max(x.lb for x in group)
+        table = axis_table(la, lb, a[own], b[own], separation[own].T)
         # In reverse mode pieces are put together, where those of indexing would be added up.
-        columns = jax.lax.split(table, [x[0].size for x in of_group], axis=2)
-        found |= {n: (part, lb) for n, part in zip(group, columns, strict=True)}
-    return [found[n] for n in classes]
+        found += [(part, lb) for part in jax.lax.split(table, sizes, axis=2)]
+    return found
 
 
 def _primitive_pairs(basis, rows, positions):
-    """Exponents a and b, centers A and B, and the charge factor of every primitive pair.
+    """Of the primitive pairs of all classes: exponents a and b, centers A and B, and charge factor.
 
-    The charge factor holds contraction, normalization and the Gaussian product prefactor
-    exp(-ab/p AB^2) (pi/p)^(3/2), (9.2.12)-(9.2.15) of Helgaker, Jørgensen & Olsen (2000).
+    All at once, which is few operations to compile. The charge factor holds contraction,
+    normalization and the Gaussian product prefactor exp(-ab/p AB^2) (pi/p)^(3/2),
+    (9.2.12)-(9.2.15) of Helgaker, Jørgensen & Olsen (2000).
     """
-    (a, b), (ra, rb) = _exponents_and_centers(basis, rows, positions)
-    factors = [
-        _batch(basis, l).coefficients(positions.dtype)[shell[:, None], primitive]
-        for l, shell, primitive in _sides(rows)
-    ]
+    dtype = positions.dtype
+    primitive = jnp.concatenate([x.primitive.reshape(2, -1) for x in rows], axis=1)
+    shells = (jnp.broadcast_to(x.shell[:, :, None], x.primitive.shape) for x in rows)
+    shell = jnp.concatenate([x.reshape(2, -1) for x in shells], axis=1)
+    exponents = [jnp.asarray(batch.exponents, dtype).ravel() for batch in basis.batches]
+    factors = [batch.coefficients(dtype).ravel() for batch in basis.batches]
+    atoms = jnp.concatenate([jnp.asarray(batch.atom) for batch in basis.batches])
+    a, b = rows_at(jnp.concatenate(exponents), primitive)
+    first, second = rows_at(jnp.concatenate(factors), primitive)
+    ra, rb = rows_at(positions, rows_at(atoms, shell))
     prefactor = jnp.exp(-_decay(a, b, ra, rb)) * (np.pi / (a + b)) ** 1.5
-    charge = factors[0] * factors[1] * prefactor
-    return a, b, ra, rb, jnp.where(rows.used, charge, 0.0)
+    used = jnp.concatenate([jnp.asarray(x.used).ravel() for x in rows])
+    return a, b, ra, rb, jnp.where(used, first * second * prefactor, 0.0)
 
 
-def _exponents_and_centers(basis, rows, positions):
-    exponents, centers = [], []
-    for l, shell, primitive in _sides(rows):
-        batch = _batch(basis, l)
-        every = jnp.asarray(batch.exponents, positions.dtype)
-        exponents.append(every[shell[:, None], primitive])
-        centers.append(positions[jnp.asarray(batch.atom)[shell]])
-    return exponents, centers
+def _by_class(x, rows):
+    """What all primitive pairs have, for each class: (nrow, nprim, ...)."""
+    parts = jax.lax.split(x, [of_class.used.size for of_class in rows])
+    return [
+        part.reshape(*of_class.used.shape, *x.shape[1:])
+        for part, of_class in zip(parts, rows, strict=True)
+    ]
 
 
 def _decay(a, b, ra, rb):
     """ab/p AB^2."""
-    return a * b / (a + b) * jnp.sum((ra - rb) ** 2, axis=1)[:, None]
-
-
-def _sides(rows):
-    return zip((rows.la, rows.lb), rows.shell, rows.primitive, strict=True)
-
-
-def _batch(basis, l):
-    return next(batch for batch in basis.batches if batch.l == l)
+    return a * b / (a + b) * jnp.sum((ra - rb) ** 2, axis=1)
 
 
 def _spread(vectors, shape):
@@ -275,7 +285,7 @@ def _angular(l, spherical, dtype):
     return jnp.asarray(angular_matrix(l, spherical), dtype)
 
 
-def _expand(rows, lb_table, matrices, columns, charge):
+def _expand(rows, columns, lb_table, matrices, charge):
     """Hermite coefficients (nrow, nfunction, nprim, nhermite) and kinetic energies of a class.
 
     (9.5.1) and (9.9.33) of Helgaker, Jørgensen & Olsen (2000), with contraction, normalization and
@@ -285,9 +295,8 @@ def _expand(rows, lb_table, matrices, columns, charge):
 
     def expand(block):
         columns, charge = block
-        full = product_expansion(*powers, rows.order, 0, columns, lb_table)
-        kinetic = product_kinetic(*powers, columns, lb_table)
-        full = jnp.concatenate([full, kinetic[:, :, None]], axis=2) * charge[None, None, None]
+        full = product_expansion(*powers, rows.order, 0, columns, lb_table, kinetic=True)
+        full = full * charge[None, None, None]
         full = jnp.einsum("ax,xyhr->ayhr", matrices[0], full, precision="highest")
         full = jnp.einsum("by,ayhr->rabh", matrices[1], full, precision="highest")
         return full.reshape(charge.size, -1, full.shape[-1])

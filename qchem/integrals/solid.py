@@ -17,6 +17,7 @@ from qchem.chunking import chunked_sum
 from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
+from qchem.integrals.gather import rows_at
 from qchem.integrals.pairs import Distribution
 from qchem.integrals.solid_density import charges_of, energy_of, potential_of
 from qchem.integrals.solid_kernel import Kets, interaction, single_shells, weighted_sum
@@ -117,11 +118,13 @@ def solid_shells(
 ) -> tuple[SolidShells, ...]:
     """The auxiliary shells where the atoms are."""
     lists = []
-    for rows, batch in zip(plan, aux.batches):
+    atoms = [rows_at(jnp.asarray(b.atom), rows.shell) for rows, b in zip(plan, aux.batches)]
+    # Of all lists at once, as their derivative is a loop.
+    centers = jax.lax.split(rows_at(positions, jnp.concatenate(atoms)), [x.size for x in atoms])
+    for rows, batch, center in zip(plan, aux.batches, centers):
         at = rows.shell, rows.primitive
         a = jnp.asarray(batch.exponents, positions.dtype)[at]
         charge = batch.coefficients(positions.dtype)[at] * (np.pi / a) ** 1.5 / (2 * a) ** rows.l
-        center = positions[jnp.asarray(batch.atom)[rows.shell]]
         first = jnp.asarray(batch.ao)[rows.order][:, None]
         index = first + np.arange(2 * rows.l + 1, dtype=np.int32)[None]
         charge = jnp.where(rows.used, charge, 0)

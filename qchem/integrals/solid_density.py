@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qchem.basis.rows import standing
+from qchem.compilation import standing
 from qchem.derivatives import jvp_of_moving
 from qchem.integrals.coulomb import hermite_powers
 from qchem.integrals.pairs import Distribution
@@ -47,7 +47,7 @@ def potential_of(
     sides, width, center, coefficient, *of_ket = operands(bra, ket)
     values = 0.0
     for part in _parts(sides, sides[0], width, center, *of_ket):
-        blocks = _potentials(sides[1], sides[0], part, charge, _fence(width))
+        blocks = _potentials(sides[1], sides[0], part, charge)
         values = values + _total(blocks)
     values = values.reshape(-1, *width.shape)
     return jnp.einsum("rfkp,prk->rf", coefficient, values, precision="highest")
@@ -79,17 +79,13 @@ def _parts(sides, order, width, center, ket_width, ket_center, charge) -> Iterat
         start, shell = functions.stop, shell + nshell
 
 
-def _fence(width):
-    return ~(width[0, 0] < 0)
-
-
 def _charges(sides, width, center, coefficient, *of_ket):
     order, lowest, _ = sides
     hermite, found = _in_rows(coefficient), []
     for part in _parts(sides, order, width, center, *of_ket):
         l, radial = part.l, part.radial
         of_radial = partial(_hermite_sums, order, lowest, l)
-        sums = standing(_fence(width), of_radial, radial, hermite)
+        sums = standing(of_radial, radial, hermite)
         total = 0.0
         for j, (of_j, monomials) in enumerate(zip(sums, monomials_of(part.separation, l)[::-1])):
             both = of_j[:, None] * monomials[None] if j < l else of_j[:, None]
@@ -126,12 +122,11 @@ def _slopes(order, l, separation, charge):
     return slopes
 
 
-def _potentials(lowest, order, part, charge, fence, stay=False):
-    """V_p of each shell, degrees lowest ... order of p in one block each, to stay in memory."""
+def _potentials(lowest, order, part, charge):
+    """V_p of each shell, degrees lowest ... order of p in one block each."""
     charge = charge[part.functions].reshape(2 * part.l + 1, -1)
-    slopes = standing(fence, partial(_slopes, order, part.l), part.separation, charge)
-    made = partial(product_rule, lowest, order)
-    return standing(fence if stay else None, made, slopes, part.radial)
+    slopes = standing(partial(_slopes, order, part.l), part.separation, charge)
+    return product_rule(lowest, order, slopes, part.radial)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -146,11 +141,11 @@ def _energy_jvp(sides, primals, tangents):
     if moves(dwidth, dket_width, dket_charge):
         return jvp_of_moving(partial(_energy.fun, sides), primals, tangents)
     order, lowest, kinds = sides
-    fence, hermite = _fence(width), _in_rows(coefficient)
+    hermite = _in_rows(coefficient)
     raised = [raised_index(order, lowest, axis) for axis in range(3)]
     tangent, total, first = jnp.zeros((), charge.dtype), 0.0, 0
     for part, (_, _, nshell, nprim) in zip(_parts(sides, order + 1, width, center, *of_ket), kinds):
-        blocks = _potentials(lowest, order + 1, part, charge, fence, stay=True)
+        blocks = standing(partial(_potentials, lowest, order + 1, part), charge)
         total = total + _total(blocks)
         if moves(dket_center):
             every = [x for block in blocks for x in block]

@@ -9,7 +9,7 @@ in positions.
 from __future__ import annotations
 
 from functools import lru_cache, partial, reduce
-from math import comb, perm, pi, prod, sqrt
+from math import comb, perm, prod
 from typing import Any
 
 import equinox as eqx
@@ -19,15 +19,15 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from qchem.basis.rows import standing
 from qchem.basis.spherical import angular_matrix
+from qchem.compilation import standing
 from qchem.derivatives import jvp_of_moving
-from qchem.integrals.boys import boys
 from qchem.integrals.coulomb import (
     hermite_powers,
     lowered_index,
     nhermite,
     radial_derivatives,
+    spherical_derivatives,
 )
 from qchem.integrals.gather import rows_at
 from qchem.integrals.pairs import Distribution
@@ -66,15 +66,6 @@ def single_shells(depth: int, nshell: int, nprim: int) -> int:
     return nshell if depth == 1 else nshell - (nprim - nshell) // (depth - 1)
 
 
-def _summed(depth, nshell, nprim, x):
-    """Sums over the primitives of each shell, which are the last axis."""
-    single = single_shells(depth, nshell, nprim)
-    if depth == 1:
-        return x
-    several = x[..., single:].reshape(*x.shape[:-1], depth, -1)
-    return jnp.concatenate([x[..., :single], jnp.sum(several, axis=-2)], axis=-1)
-
-
 def operands(bra: Distribution, ket: Kets) -> tuple[Any, ...]:
     """What a tile depends on: what is static, then arrays."""
     sides = bra.order, bra.lowest, ket.kinds
@@ -101,22 +92,24 @@ def radial_functions(
         The derivatives, and the separations from the shells of each l.
     """
     x, y, z = separation
-    t = alpha * (x * x + y * y + z * z)
     highest = max(l for l, *_ in kinds)
-    values = boys(order + highest, t.ravel()).reshape(-1, *t.shape)
-    scale = charge[None] * ((2.0 / sqrt(pi)) * jnp.sqrt(alpha))
-    bases, distances, end = [], [], 0
-    for l, *kind in kinds:
-        start, end = end, end + kind[2]
-        twice = 2.0 * alpha[:, start:end]
-        factor = scale[:, start:end] * twice**l
-        rows = []
-        for j in range(order + 1):
-            rows.append(values[l + j, :, start:end] * factor)
-            factor = -twice * factor
-        bases.append(_summed(*kind, jnp.stack(rows)))
-        distances.append(separation[:, :, start : start + kind[1]])
-    base = list(jnp.concatenate(bases, axis=2))
+
+    def derivatives(alpha, square, charge):
+        return spherical_derivatives(order + highest, alpha, square) * charge[None, None]
+
+    signs = np.repeat([(-1.0) ** l for l, *_ in kinds], [nprim for *_, nprim in kinds])
+    charge = charge * jnp.asarray(signs, charge.dtype)
+    every = standing(derivatives, alpha, x * x + y * y + z * z, charge)
+    base, distances, end = [], [], 0
+    for l, depth, nshell, nprim in kinds:
+        start, end = end, end + nprim
+        rows, single = every[l : l + order + 1], start + single_shells(depth, nshell, nprim)
+        base.append(rows[:, :, start:single])
+        if single < end:
+            parts = jnp.split(rows[:, :, single:end], depth, axis=2)
+            base.append(reduce(jnp.add, parts))
+        distances.append(separation[:, :, start : start + nshell])
+    base = list(jnp.concatenate(base, axis=2))
     return radial_derivatives(base, jnp.concatenate(distances, axis=2)), distances
 
 
@@ -132,7 +125,6 @@ def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
     _, lowest, kinds = sides
     order = ends[-1]
     nrow, depth = width.shape
-    fence = ~(width[0, 0] < 0)
     alpha = 1.0 / (width.reshape(-1, 1) + ket_width[None])
     separation = center.reshape(-1, 3).T[:, :, None] - ket_center.T[:, None, :]
     radial, distances = radial_functions(kinds, order, alpha, separation, charge)
@@ -146,7 +138,7 @@ def _potentials(sides, ends, width, center, ket_width, ket_center, charge):
             blocks = [of_shells[a:b, None] for a, b in zip(edges[:-1], edges[1:], strict=True)]
         else:
             product = partial(_products, lowest, order, l)
-            blocks = standing(fence, product, distance.reshape(3, -1), of_shells)
+            blocks = standing(product, distance.reshape(3, -1), of_shells)
         blocks = [x.reshape(-1, 2 * l + 1, nrow, depth, nshell) for x in blocks]
         blocks = [jnp.transpose(x, (2, 3, 0, 1, 4)) for x in blocks]
         for part, rows in zip(parts, _up_to(ends, lowest, blocks), strict=True):
@@ -218,28 +210,40 @@ def product_rule(
         slopes: Those of the first function of degree 0, 1, ... as far as they do not vanish.
         radial: Those of the second, up to the order.
     """
-    blocks = []
-    for degree in range(lowest, order + 1):
-        total = None
-        for j in range(min(degree + 1, len(slopes))):
-            for of_first, of_second, times in zip(*_leibniz(degree, j)):
-                term = _rows(slopes[j], of_first) * _rows(radial, of_second)
-                if (times != 1).any():
-                    ones = (1,) * (term.ndim - 1)
-                    term = term * jnp.asarray(times.reshape(-1, *ones), term.dtype)
-                total = term if total is None else total + term
-        blocks.append(total)
+    terms = [
+        (degree, j, *term)
+        for degree in range(lowest, order + 1)
+        for j in range(min(degree + 1, len(slopes)))
+        for term in zip(*_leibniz(degree, j))
+    ]
+    blocks = [None] * (order + 1 - lowest)
+    of_radial = _rows_of_each(radial, [of_second for _, _, _, of_second, _ in terms])
+    for (degree, j, of_first, _, times), factor in zip(terms, of_radial, strict=True):
+        (slope,) = _rows_of_each(slopes[j], [of_first])
+        term = slope * factor
+        if (times != 1).any():
+            ones = (1,) * (term.ndim - 1)
+            term = term * jnp.asarray(times.reshape(-1, *ones), term.dtype)
+        total = blocks[degree - lowest]
+        blocks[degree - lowest] = term if total is None else total + term
     return blocks
 
 
-def _rows(x, index):
-    """x[index], without a copy where it is one row, or a run of them."""
-    first, last = int(index[0]), int(index[-1])
-    if (index == first).all():
-        return x[first : first + 1]
-    if (np.diff(index) == 1).all():
-        return x[first : last + 1]
-    return rows_at(x, index)
+def _rows_of_each(x, indices):
+    """x[index] for each index, without a copy where it is one row, or a run of them; the others are
+    copied at once, which is one program to compile."""
+
+    def run(index):
+        first, last = int(index[0]), int(index[-1])
+        if (index == first).all():
+            return slice(first, first + 1)
+        return slice(first, last + 1) if (np.diff(index) == 1).all() else None
+
+    copied = [index for index in indices if run(index) is None]
+    if copied:
+        copies = rows_at(x, np.concatenate(copied))
+        copies = iter(jax.lax.split(copies, [len(index) for index in copied]))
+    return [next(copies) if run(index) is None else x[run(index)] for index in indices]
 
 
 @lru_cache(maxsize=64)
@@ -356,7 +360,7 @@ def _weighted_jvp(sides, primals, tangents):
     if any(moving):
         # Turned first, as a product with what is turned is made by slower code.
         turned = lambda x: jnp.swapaxes(x.reshape(*weight.shape[:2], -1), 1, 2)  # noqa: E731
-        charges = standing(~(width[0, 0] < 0), turned, coefficient)
+        charges = standing(turned, coefficient)
         charges = jnp.matmul(charges, weight, precision="highest")
         charges = charges.reshape(potentials.shape)
         split = lambda x: jax.lax.split(x, [1] * x.shape[2], 2)  # noqa: E731

@@ -13,6 +13,7 @@ from qchem.chunking import tiled_sum
 from qchem.compilation import platform
 from qchem.devices import ALONE, Share
 from qchem.integrals.coulomb import nhermite
+from qchem.integrals.gather import rows_at
 from qchem.integrals.kernel import interaction, weighted_sum
 from qchem.integrals.pairs import Distribution, coulomb_norm, unmerged
 from qchem.integrals.tiles import blocks_of, tile_bytes
@@ -244,15 +245,17 @@ def _pair_density(dm, coulomb, exchange, bra, ket):
     high, low = (jnp.asarray(x.astype(np.int32)) for x in np.tril_indices(nao))
     inside = (bra < high.size)[:, :, None, None] & (ket < high.size)[None, None]
     bra, ket = (jnp.minimum(index, high.size - 1) for index in (bra, ket))
-    a, b = high[bra][:, :, None, None], low[bra][:, :, None, None]
-    c, d = high[ket][None, None], low[ket][None, None]
+    a, b = (rows_at(x, bra)[:, :, None, None] for x in (high, low))
+    c, d = (rows_at(x, ket)[None, None] for x in (high, low))
+    element = lambda matrix, i, j: rows_at(matrix.ravel(), i * nao + j)  # noqa: E731
     gamma = jnp.zeros((), dm.dtype)
     if coulomb is not None:
         density = jnp.sum(dm, axis=0)
-        gamma = 0.5 * coulomb * density[a, b] * density[c, d]
+        gamma = 0.5 * coulomb * element(density, a, b) * element(density, c, d)
     if exchange is not None:
         for spin in dm:
-            swapped = spin[a, c] * spin[b, d] + spin[a, d] * spin[b, c]
+            swapped = element(spin, a, c) * element(spin, b, d)
+            swapped = swapped + element(spin, a, d) * element(spin, b, c)
             gamma = gamma - 0.25 * exchange * swapped
     several = jnp.where(a == b, 1, 2) * jnp.where(c == d, 1, 2)
     return gamma * jnp.where(inside, several, 0).astype(dm.dtype)

@@ -41,7 +41,7 @@ from qchem.jk import AbstractJK, DirectJK, ExchangeWeights, PackedJK, exact_ener
 from qchem.linear_algebra import keep_lapack_on_one_thread
 from qchem.precision import Precision, in_dtype
 from qchem.scf.guess import screened_charges
-from qchem.scf.orbitals import density_matrix, held_and_turn, reorthonormalize
+from qchem.scf.orbitals import density_matrix, held_and_turn
 from qchem.xc.learned import AnyFunctional
 from qchem.xc.nonlocal_correlation import NonlocalCorrelation, SummedXC
 from qchem.xc.quadrature import GridXC, xc_potential
@@ -283,32 +283,29 @@ class Method(eqx.Module):
         self,
         positions: Float[Array, "natom 3"],
         factor: Float[Array, "nspin nao nocc"],
-        occupation: Float[Array, "nspin nocc"] | None = None,
         fitted: tuple[Fit, ...] | None = None,
         of_overlap: Float[Array, "nao nao"] | None = None,
     ) -> Float[Array, ""]:
         """Energy of given orbitals, made orthonormal where the nuclei are; hartree.
 
-        Each is full unless `occupation` is given. The derivative with respect to positions,
-        orbitals held, is the whole gradient of a converged energy: see `reorthonormalize`. Memory
-        stays that of a tile, a chunk of points, or the three-index integrals.
+        The derivative with respect to positions, orbitals held, is the whole gradient of a
+        converged energy: see `reorthonormalize`. Memory stays that of a tile, a chunk of points, or
+        the three-index integrals.
 
         Args:
             fitted: `known_fitted` of the Hamiltonian at these positions.
-            of_overlap: Added to the derivative in the overlap: `slope_of_kept_space`, where
-                directions have been left out.
+            of_overlap: dE/dS where it is known, as `known_after` finds it after an SCF. The
+                orbitals, orthonormal, are taken as they are, and no derivative in them is needed.
         """
         self = in_dtype(self, positions.dtype)
         size = npair(self.basis.nao)
         pairs, kinetic = pair_expansions(self.basis, self.pairs, positions)
         overlap = packed_moment(pairs, size, (0, 0, 0), jnp.zeros(3, positions.dtype))
         overlap, kinetic = unpack(jnp.stack([overlap, kinetic]), self.basis.nao)
-        if occupation is None:
+        held, turn = factor, None
+        if of_overlap is None:
             held, turn = held_and_turn(factor, overlap, 2.0 / factor.shape[0])
             factor = jnp.matmul(held, turn, precision="highest")
-        else:
-            factor = reorthonormalize(factor, overlap) * jnp.sqrt(occupation)[:, None, :]
-            held, turn = factor, None
         dm = density_matrix(factor)
         density = jnp.sum(dm, axis=0)
         energy = self._nuclear_energy(positions) + jnp.vdot(kinetic, density, precision="highest")
@@ -462,6 +459,7 @@ def nuclear_repulsion(
     charges: Float[Array, " natom"], positions: Float[Array, "natom 3"]
 ) -> Float[Array, ""]:
     """Repulsion of the nuclei, hartree."""
-    i, j = np.triu_indices(charges.size, 1)
-    distance2 = jnp.sum((positions[i] - positions[j]) ** 2, axis=-1)
-    return jnp.sum(charges[i] * charges[j] / jnp.sqrt(distance2))
+    itself = jnp.eye(charges.size, dtype=positions.dtype)  # no pair
+    distance2 = jnp.sum((positions[:, None] - positions[None]) ** 2, axis=-1) + itself
+    products = charges[:, None] * charges[None] * (1.0 - itself)
+    return 0.5 * jnp.sum(products / jnp.sqrt(distance2))

@@ -1,5 +1,7 @@
 """Orbitals and density matrices: orthonormalization, occupation, spin."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,24 @@ def canonical_orthogonalizer(
 def _are_kept(eigenvalues, threshold):
     resolved = 10 * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
     return eigenvalues > jnp.maximum(threshold, resolved)
+
+
+def slope_of_orthonormality(
+    fock: Float[Array | np.ndarray, "nspin nao nao"],
+    mo_coeff: Float[Array | np.ndarray, "nspin nao nmo"],
+    mo_occ: Float[Array | np.ndarray, "nspin nmo"],
+) -> Float[Array | np.ndarray, "nao nao"]:
+    """dE/dS of orbitals that change only to stay orthonormal, hartree; NumPy's of NumPy's arrays.
+
+    -sum_ij (n_i n_j)^(1/2) C_i F_ij C_j^T: minus the energy-weighted density matrix of converged
+    orbitals, -DFD of a spin with whole occupation (that of `reorthonormalize`).
+    """
+    xp = np if isinstance(mo_coeff, np.ndarray) else jnp
+    product = partial(xp.einsum, **({} if xp is np else {"precision": "highest"}))
+    inner = product("sai,sab->sib", mo_coeff, fock)
+    inner = product("sib,sbj->sij", inner, mo_coeff)
+    factor = mo_coeff * xp.sqrt(mo_occ)[:, None]
+    return -product("saj,sbj->ab", product("sai,sij->saj", factor, inner), factor)
 
 
 def slope_of_kept_space(

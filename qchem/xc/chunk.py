@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
-from qchem.basis.rows import coordinates, shell_rows, standing, summed, times
+from qchem.basis.rows import coordinates, shell_rows, summed, times
 from qchem.becke import inverse, inverse_separations, lengths, shares_at
+from qchem.compilation import standing
 from qchem.derivatives import jvp_of_moving, triangular_quotient
 from qchem.grids import GridPoints
 
@@ -186,9 +187,9 @@ def energy_of_chunk(
         moved = moving(along) > 0
 
         def energy_and_slopes(chunk, own, rows):
-            by = "turn" if within else "density"
+            by = None if change is None else "turn" if within else "density"
             value, slope, by_place = chunk.energy_and_slopes(learned, own.turned(), moved, by)
-            return value, slope if within else density.scattered(slope, rows), by_place
+            return value, density.scattered(slope, rows) if by == "density" else slope, by_place
 
         value, slope, by_place = over_shells(energy_and_slopes, density, *where, None, int(moved))
         tangent = jnp.zeros_like(value)
@@ -250,7 +251,7 @@ class _Chunk:
     def __init__(self, placement, part, weights, shells, formula, more):
         self.depths = shells.depths
         self.dtype, self.formula = formula.ao_dtype, formula
-        self.placement, self.fence = placement._replace(basis=shells.basis), part.atom[0] >= 0
+        self.placement = placement._replace(basis=shells.basis)
         self.part, self.weights = part, weights
         self.order = int(formula.gradient) + more
 
@@ -287,7 +288,7 @@ class _Chunk:
         """r - R of all atoms, rows of all shells, AOs."""
         placement = self.placement
         apart = [x.astype(self.dtype) for x in apart]
-        rows = shell_rows(placement.basis, apart, self.order, self.fence, self.depths)
+        rows = shell_rows(placement.basis, apart, self.order, self.depths)
         return apart, rows, jnp.concatenate([c for batch in rows for c in batch.columns()])
 
     def _of_density(self, apart, rows, x):
@@ -326,7 +327,7 @@ class _Chunk:
             x = density.completed(spin, density.reduced(spin, phi))
             found.append(self._of_density(apart, rows, x)[:2])
         rho, gradient = _stacked(found, weights.dtype)
-        values = standing(self.fence, self._values, learned, rho, gradient)
+        values = standing(self._values, learned, rho, gradient)
         return jnp.vdot(weights, values, precision="highest")
 
     def _values(self, learned, rho, gradient):
@@ -338,8 +339,8 @@ class _Chunk:
         return self.formula.function(learned, rho, sigma)
 
     def energy_and_slopes(self, learned, density, moved, by):
-        """Energy, and derivatives by the density's own matrix, by x of dC = C x ("turn") or by D
-        without the transpose ("half matrix"); and, if `moved`, by positions."""
+        """Energy, and derivatives by the density's own matrix, by x of dC = C x ("turn"), by D
+        without the transpose ("half matrix") or by neither; and, if `moved`, by positions."""
         exact, weights = self._apart(), self.weights
         if moved:
             weights, of_weights = self._weights_and_derivative(exact)
@@ -358,9 +359,7 @@ class _Chunk:
 
             return jax.grad(weighted, (0, 1), has_aux=True)(rho, gradient)
 
-        (by_rho, by_gradient), values = standing(
-            self.fence, potentials, learned, rho, gradient, weights
-        )
+        (by_rho, by_gradient), values = standing(potentials, learned, rho, gradient, weights)
         energy = jnp.vdot(weights, values, precision="highest")
         by_density, by_atoms = [], None
         for spin, (inner, of_density) in enumerate(zip(reduced, found, strict=True)):
@@ -371,12 +370,12 @@ class _Chunk:
             if b is not None:
                 pairs = zip(rows, self.placement.basis.batches, strict=True)
                 columns = [c for r, batch in pairs for c in r.columns_along(b, along[batch.atom])]
-                y = standing(self.fence, lambda *x: jnp.concatenate(x), *columns)
+                y = standing(lambda *x: jnp.concatenate(x), *columns)
                 inner_of_y = density.reduced(spin, y)
                 outer = outer + inner_of_y
             if by == "half matrix":
                 by_density.append(half_slope(phi, a, y))
-            else:
+            elif by is not None:
                 x, of_y = (inner, inner_of_y) if by == "turn" else (phi, y)
                 by_density.append(density.slope(x, inner, a, of_y, outer))
             if moved:
@@ -384,7 +383,8 @@ class _Chunk:
                 pull = self._pull(apart, rows, of_density[2], w, b, along)
                 by_atoms = pull if by_atoms is None else [p + q for p, q in zip(by_atoms, pull)]
         dtype = weights.dtype
-        slope, by_place = jnp.stack(by_density).astype(dtype), None
+        slope = None if by is None else jnp.stack(by_density).astype(dtype)
+        by_place = None
         if moved:
             by_weights, by_place = of_weights(values)
             own = jax.nn.one_hot(self.part.atom, len(by_weights[0]), dtype=dtype, axis=0)

@@ -82,7 +82,7 @@ class NonlocalCorrelation(eqx.Module):
         @jax.checkpoint
         def of_chunk(part):
             points, weights = Grid(part, adjustment).place(positions)
-            ao = evaluate_rows(basis, positions, points, 1, fence=part.atom[0] >= 0)
+            ao = evaluate_rows(basis, positions, points, 1)
             rho, sigma = density_and_gradient(total, ao)
             return points, weights, rho[0], sigma[0]
 

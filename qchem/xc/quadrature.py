@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from qchem.basis.evaluate import evaluate_rows, rounding_of_rows
 from qchem.basis.layout import Basis
 from qchem.basis.reach import Depths, Reach
-from qchem.basis.rows import RowPlan, ao_of_row, plan_rows, standing
+from qchem.basis.rows import RowPlan, ao_of_row, plan_rows
 from qchem.chunking import chunked_sum
+from qchem.compilation import standing
 from qchem.devices import MOLECULE, Share, spread
 from qchem.grids import Grid, GridPoints
 
@@ -136,7 +137,7 @@ class GridXC(eqx.Module):
             rho, sigma = density_and_gradient(dm, ao)
             tau = kinetic_energy_density(dm, ao) if rung == "mgga" else None
             values = jax.checkpoint(lambda *x: functional.energy_density(*x))  # hashable
-            values = standing(ao[0][0, 0] != jnp.inf, values, rho, sigma, tau)  # NaN goes on
+            values = standing(values, rho, sigma, tau)
             return jnp.vdot(weights, values, precision="highest")
 
         return self._integrate(term, density)
