@@ -267,7 +267,7 @@ class GridXC(eqx.Module):
         positions, basis, adjustment = placement
         points, weights = Grid(part, adjustment).place(positions)
         derivative = _AO_DERIVATIVE[self.functional.ingredients]
-        how = derivative, self.ao_dtype, self.depths, part.atom[0] >= 0
+        how = derivative, self.ao_dtype, self.depths
         return evaluate_rows(basis, positions, points, *how), weights
 
 
