@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from qchem import compilation
-from qchem.compilation import FOLDER, program, remove_unused, traced_for
+from qchem.compilation import FOLDER, program, remove_unused, standing, traced_for
 from qchem.fingerprint import NoFingerprint, fingerprint
 from qchem.fitted_jk import DensityFittedJK
 from qchem.scf.orbitals import canonical_orthogonalizer
@@ -215,6 +215,29 @@ def test_programs_are_traced_one_at_a_time_without_collections():
     with pytest.raises(TypeError):
         program(lambda x: x + None)(OVERLAP)
     assert gc.isenabled()
+
+
+def test_what_stands_in_memory_is_made_once():
+    """Once for the value and once for its derivative; else anew for each array it goes into."""
+
+    def several(stand):
+        def function(x):
+            made = stand(lambda x: [jnp.sin(x) * x], x)[0]
+            return made[:, :1] + made, made[:1] * made, made[::-1] - made
+
+        def along(x):
+            return jax.jvp(function, (x,), (jnp.ones_like(x),))
+
+        x = jnp.linspace(0.0, 1.0, 12).reshape(3, 4)
+        compiled = [jax.jit(f).lower(x).compile() for f in (function, along)]
+        counts = [c.as_text().count(" sine(") for c in compiled]
+        return counts, [c(x) for c in compiled]
+
+    (once, values), (often, expected) = several(standing), several(lambda f, *x: f(*x))
+    assert once == [1, 2]
+    assert often[0] > 1 and often[1] > 2, often
+    for value, other in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
+        assert_allclose(value, other, rtol=1e-15, atol=1e-16)
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out_alone(monkeypatch):

@@ -99,25 +99,14 @@ def plan_pairs(
     """
     merge = basis.nao <= _MERGED_NAO if merge is None else merge
     rows = []
-    starts = np.cumsum([[0, 0], *((b.atom.size, b.exponents.size) for b in basis.batches)], axis=0)
     for na, a in enumerate(basis.batches):
         for nb, b in enumerate(basis.batches[: na + 1]):
             first, second = _shell_pairs(a.atom.size, b.atom.size, na == nb)
             if first.size:
                 order = merged_order(a.l + b.l, merge, 0 if fitted else 1)
                 width = 1 if fitted else _NPRIM.get(order, 1)
-                of_class = _rows_of_class(basis, a, b, first, second, order, width, fitted)
-                rows.append(_counted_through(of_class, (a, b), starts[[na, nb]]))
+                rows.append(_rows_of_class(basis, (na, nb), first, second, order, width, fitted))
     return tuple(rows)
-
-
-def _counted_through(rows, batches, starts):
-    """Rows whose shells and primitives are rows and columns of their batches."""
-    depth = np.array([batch.exponents.shape[1] for batch in batches])[:, None, None]
-    first_shell, first_primitive = (x[:, None] for x in starts.T)
-    primitive = first_primitive[:, None] + rows.shell[:, :, None] * depth + rows.primitive
-    shell = first_shell + rows.shell
-    return replace(rows, shell=shell.astype(np.int32), primitive=primitive.astype(np.int32))
 
 
 def merged_order(order: int, merge: bool, least: int = 1) -> int:
@@ -131,7 +120,8 @@ def _shell_pairs(na, nb, same):
     return tuple(x.ravel() for x in np.indices((na, nb)))
 
 
-def _rows_of_class(basis, a, b, first, second, order, width, fitted):
+def _rows_of_class(basis, sides, first, second, order, width, fitted):
+    a, b = (basis.batches[n] for n in sides)
     depth_a, depth_b = primitive_depth(a.contraction), primitive_depth(b.contraction)
     depth = depth_a[first] * depth_b[second]
     parts = -(-depth // width)
@@ -141,8 +131,13 @@ def _rows_of_class(basis, a, b, first, second, order, width, fitted):
     used = k < depth[pair][:, None]
     k = np.where(used, k, 0)
     per_b = depth_b[second[pair]][:, None]
-    primitive = np.stack([k // per_b, k % per_b]).astype(np.int32)
-    shell = np.stack([first[pair], second[pair]]).astype(np.int32)
+    shells, primitives = [], []
+    for n, shell, column in ((sides[0], first, k // per_b), (sides[1], second, k % per_b)):
+        before, ncolumn = basis.batches[:n], basis.batches[n].exponents.shape[1]
+        shells.append(sum(x.atom.size for x in before) + shell[pair])
+        start = sum(x.exponents.size for x in before)
+        primitives.append(start + shell[pair][:, None] * ncolumn + column)
+    shell, primitive = (np.stack(x).astype(np.int32) for x in (shells, primitives))
     index = _pair_index(basis, a, b, first, second)[pair]
     return PairRows(a.l, b.l, order, shell, primitive, used, index, fitted)
 
