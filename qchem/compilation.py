@@ -96,7 +96,8 @@ def standing(function: Callable[..., Any], *arguments: Any) -> Any:
         return jax.lax.optimization_barrier(function(*arguments))
 
     def plain(*arguments):
-        with set_xla_metadata(inlineable=None):  # functions within are not meant
+        # Functions within are not meant. To say nothing of them would do, but for derivatives.
+        with set_xla_metadata(inlineable="true"):
             return function(*arguments)
 
     with set_xla_metadata(inlineable="false"):

@@ -1,6 +1,7 @@
 """Compiled programs are kept on disk, found by their fingerprints, and never mistaken."""
 
 import gc
+import re
 import threading
 import time
 from dataclasses import replace
@@ -238,6 +239,21 @@ def test_what_stands_in_memory_is_made_once():
     assert often[0] > 1 and often[1] > 2, often
     for value, other in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
         assert_allclose(value, other, rtol=1e-15, atol=1e-16)
+
+
+def test_functions_within_what_stands_are_inlined():
+    """Those of JAX's own too, and in derivatives: a call for each would take long to compile."""
+
+    def function(x):
+        return standing(lambda x: jnp.sum(jnp.where(x > 0.5, x**2, 0.0) * jnp.clip(x, 0, 1)), x)
+
+    def called(f):
+        text = jax.jit(f).lower(jnp.linspace(0.0, 1.0, 12)).as_text()
+        calls = [line for line in text.splitlines() if " call @" in line]
+        return sorted({re.search(r"@(\w+?)(_\d+)?\(", x)[1] for x in calls if '"false"' in x})
+
+    assert called(function) == ["plain"]
+    assert called(jax.value_and_grad(function)) == ["plain"]
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out_alone(monkeypatch):
