@@ -29,7 +29,7 @@ from qchem.molecule import Molecule
 from qchem.padding import Padded
 from qchem.precision import MIXED_TOLERANCES, Precision, check_mode
 from qchem.result import Result
-from qchem.scf.converge import check_solver, converge
+from qchem.scf.converge import check_solver, converge, expect
 from qchem.scf.hamiltonian import Method, TwoElectron
 from qchem.scf.orbitals import check_occupation
 from qchem.scf.solve import solve
@@ -123,15 +123,16 @@ def energy(
     first = _guess(guess, method)
     if forces and not options.get("smearing"):
         padded.expect_gradient(molecule.positions, nocc)
+    how = padded.guess(first), padded.occupied(nocc), options, solver
     timings = {"plan": perf_counter() - start}
     start = perf_counter()
-    hamiltonian, screened = jax.block_until_ready(padded.hamiltonian(molecule.positions))
+    operators = padded.hamiltonian(
+        molecule.positions, lambda hamiltonian, screened: expect(hamiltonian, screened, *how)
+    )
+    hamiltonian, screened = jax.block_until_ready(operators)
     timings["integrals"] = perf_counter() - start
     start = perf_counter()
-    first, occupied = padded.guess(first), padded.occupied(nocc)
-    scf, energies, stages = converge(
-        hamiltonian, screened, first, occupied, options, solver, follow_instability
-    )
+    scf, energies, stages = converge(hamiltonian, screened, *how, follow_instability)
     timings["scf"] = perf_counter() - start
     settings = {
         "basis": method.basis.name,

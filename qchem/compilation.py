@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, update_wrapper
+from functools import cache, lru_cache, update_wrapper
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,10 +143,22 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns, arrays as those of JAX."""
+        return self._call(args, kwargs)
+
+    def announced(self, listener: Callable[[Any], None]) -> Callable[..., Any]:
+        """The same, which tells what it will return before it is ready for the first time: before
+        it is compiled, or taken from the disk.
+
+        Args:
+            listener: Of that tree, with `jax.ShapeDtypeStruct` in place of arrays.
+        """
+        return lambda *args, **kwargs: self._call(args, kwargs, listener)
+
+    def _call(self, args, kwargs, listener=None):
         request = _Request.of(args, kwargs)
         if request is None:
             return self._within(*args, **kwargs)
-        return self._executable(request)(request.arrays)
+        return self._executable(request, listener)(request.arrays)
 
     def ahead(self, *args: Any, **kwargs: Any) -> None:
         """Have the program found, or else compiled, in another thread while this one goes on.
@@ -167,11 +179,12 @@ class Program:
         if (request := _Request.of(args, kwargs)) is not None:
             threading.Thread(target=make).start()
 
-    def _executable(self, request):
+    def _executable(self, request, listener=None):
         with self._lock:
             found = self._known.get(request.key)
             if found is None:
-                found = self._known[request.key] = _Executable.of(self._function, request)
+                found = _Executable.of(self._function, request, listener or (lambda types: None))
+                self._known[request.key] = found
         return found
 
 
@@ -200,63 +213,60 @@ def _is_array(x):
 
 
 class _Abstract(NamedTuple):
-    """What a program knows of an array."""
+    """What a program is made for of an array. Where several devices hold one, it is taken to where
+    the program that has been made wants it, which is almost always where it is."""
 
     shape: tuple[int, ...]
     dtype: Any
     weak_type: bool
-    sharding: jax.sharding.Sharding | None  # None where JAX may choose
+    device: jax.Device | None  # None where it may be any
 
     @classmethod
     def of(cls, x) -> _Abstract:
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return cls(x.shape, x.dtype, False, x.sharding)
-        if not isinstance(x, jax.Array):
-            return cls(x.shape, x.dtype, False, None)
         weak = getattr(x, "weak_type", False)  # keys of random numbers have none
-        return cls(x.shape, x.dtype, weak, x.sharding if x.committed else None)
-
-
-class _Hole:
-    """Stands for an array in what a program returns."""
+        fixed = isinstance(x, jax.Array) and x.committed and len(x.sharding.device_set) == 1
+        return cls(x.shape, x.dtype, weak, next(iter(x.sharding.device_set)) if fixed else None)
 
 
 class _Executable:
     """A compiled program: from arrays to the tree that the function returns."""
 
-    def __init__(self, compiled: Callable[..., Any], skeleton: Any):
+    def __init__(self, compiled: Callable[..., Any], types: Any):
         self._compiled = compiled
         self._places = compiled.input_shardings[0]  # None where an array is not used
-        self._leaves, self._tree = jax.tree.flatten(skeleton)
+        self._leaves, self._tree = jax.tree.flatten(types)
 
     @classmethod
-    def of(cls, function, request) -> _Executable:
+    def of(cls, function, request, listener) -> _Executable:
         """From the disk, or else compiled."""
         path = _path(function, request.tree, request.fixed)
-        found = None if path is None else cls._loaded(path)
+        found = None if path is None else cls._loaded(path, listener)
         if found is None:
             here, hits = threading.get_ident(), _hits()
             before = hits.count(here)
-            compiled, skeleton = _compiled(function, request.tree, request.fixed, request.arrays)
-            found = cls(compiled, skeleton)
+            lowered, types = _lowered(function, request.tree, request.fixed, request.arrays)
+            listener(types)
+            compiled = lowered.compile()
+            found = cls(compiled, types)
             # What XLA has read from JAX's cache it cannot write again (jaxlib 0.10, CPU).
             if path is not None and hits.count(here) == before:
-                _keep(path, compiled, skeleton)
+                _keep(path, compiled, types)
         return found
 
     @classmethod
-    def _loaded(cls, path) -> _Executable | None:
+    def _loaded(cls, path, listener) -> _Executable | None:
         try:
             content = path.read_bytes()
             path.touch()  # it is in use
         except OSError:
             return None
         try:
-            serialized, in_tree, out_tree, skeleton, devices = _Unpickler(BytesIO(content)).load()
+            serialized, in_tree, out_tree, types, devices = _Unpickler(BytesIO(content)).load()
+            listener(types)
             prepare_lapack()
             return cls(
                 deserialize_and_load(serialized, in_tree, out_tree, execution_devices=devices),
-                skeleton,
+                types,
             )
         except Exception as error:  # truncated, or of a runtime that differs after all
             warnings.warn(f"{path} cannot be used and is made anew: {error}", stacklevel=2)
@@ -264,7 +274,7 @@ class _Executable:
 
     def __call__(self, arrays):
         values = iter(self._compiled(*map(_placed, arrays, self._places)))
-        leaves = [next(values) if isinstance(x, _Hole) else x for x in self._leaves]
+        leaves = [next(values) if _is_array(x) else x for x in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)
 
 
@@ -284,7 +294,10 @@ _known_places: dict[Any, tuple[ref, jax.Array]] = {}
 
 
 def _placed(x, place):
-    """An array where a program wants it, if that is known to be for more than once."""
+    """An array where a program wants it, if it lies elsewhere, or is known to be wanted again."""
+    if isinstance(x, jax.Array):
+        at_place = place is None or not x.committed or _are_equal(x.sharding, place, x.ndim)
+        return x if at_place else jax.device_put(x, place)
     lasting = type(x) is np.ndarray and not x.flags.writeable and x.flags.owndata
     if not lasting or place is None or not place.is_fully_addressable:
         return x
@@ -297,23 +310,34 @@ def _placed(x, place):
     return found[1]
 
 
-def _compiled(function, tree, fixed, arrays):
-    """The function of the arrays alone, compiled; and what it returns without its arrays."""
-    skeletons = []
+@lru_cache(maxsize=1024)
+def _are_equal(place, other, ndim):
+    return place.is_equivalent_to(other, ndim)
+
+
+def _lowered(function, tree, fixed, arrays):
+    """The function of the arrays alone, lowered; and what it returns, types in place of arrays."""
+    trees = []
 
     def of_arrays(*arrays):
         given = iter(arrays)
         leaves = [next(given) if isinstance(x, _Abstract) else x for x in fixed]
         args, kwargs = jax.tree.unflatten(tree, leaves)
         leaves, out_tree = jax.tree.flatten(function(*args, **kwargs))
-        holes = [_Hole() if _is_array(x) else x for x in leaves]
-        skeletons.append(jax.tree.unflatten(out_tree, holes))
+        trees.append((leaves, out_tree))
         return [jnp.asarray(x) for x in leaves if _is_array(x)]
 
     of_arrays.__name__ = of_arrays.__qualname__ = callable_name(function)
     with _tracing, _without_collection():
         lowered = jax.jit(of_arrays, compiler_options=program_options()).lower(*arrays)
-    return lowered.compile(), skeletons[-1]
+    types = iter(lowered.out_info)
+    leaves, out_tree = trees[-1]
+    leaves = [_type(next(types)) if _is_array(x) else x for x in leaves]
+    return lowered, jax.tree.unflatten(out_tree, leaves)
+
+
+def _type(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
 
 
 @contextmanager
@@ -337,7 +361,7 @@ def _path(function, tree, fixed) -> Path | None:
     if jax.process_count() > 1:
         return None
     shapes = [
-        (x.shape, str(x.dtype), x.weak_type, x.sharding) if isinstance(x, _Abstract) else ("", x)
+        (x.shape, str(x.dtype), x.weak_type, x.device) if isinstance(x, _Abstract) else ("", x)
         for x in fixed
     ]
     options = sorted((program_options() or {}).items())
@@ -382,12 +406,12 @@ def _hits() -> list[int]:
     return found
 
 
-def _keep(path: Path, compiled, skeleton) -> None:
+def _keep(path: Path, compiled, types) -> None:
     """Write the file in one step. Some programs cannot be written, those that call the host for
     example; and where a file cannot be, the next process compiles again."""
     content = BytesIO()
     try:
-        _Pickler(content).dump((*serialize(compiled), skeleton, _devices(compiled)))
+        _Pickler(content).dump((*serialize(compiled), types, _devices(compiled)))
     except (NotImplementedError, ValueError, TypeError, pickle.PicklingError, AttributeError):
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

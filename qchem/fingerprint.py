@@ -70,10 +70,8 @@ def _described(x: Any) -> Any:
             return "tree", _described(x.node_data()), *map(_described, x.children())
         case jax.sharding.Mesh():
             return "mesh", x.axis_names, x.devices.shape, *map(_device, x.devices.flat)
-        case jax.sharding.NamedSharding():
-            return "sharding", _described(x.mesh), repr(x.spec), repr(x.memory_kind)
-        case jax.sharding.SingleDeviceSharding():
-            return "sharding", *map(_device, x.device_set), repr(x.memory_kind)
+        case jax.Device():
+            return "device", *_device(x)
     if not isinstance(x, type) and dataclasses.is_dataclass(x):
         fields = ((f.name, _described(getattr(x, f.name))) for f in dataclasses.fields(x))
         return _named(type(x)), *fields

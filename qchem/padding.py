@@ -8,10 +8,11 @@ electrons and no functions: rows of zeros, far away.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,13 +166,27 @@ class Padded:
         return replace(guess, factor=self.orbitals(guess.factor, ncolumn))
 
     def hamiltonian(
-        self, positions: Float[Array | np.ndarray, "natom 3"]
+        self,
+        positions: Float[Array | np.ndarray, "natom 3"],
+        listener: Callable[[Hamiltonian, Any], None] = lambda hamiltonian, screened: None,
     ) -> tuple[Hamiltonian, Float[Array, "nao nao"]]:
-        """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's."""
+        """`Method.hamiltonian` of the padded method, compiled; positions are the molecule's.
+
+        Args:
+            listener: Called before the program is ready for the first time, with
+                `jax.ShapeDtypeStruct` in place of the arrays of what is returned.
+        """
         method, dispersion = parted(self.method)
         positions = np.asarray(positions)
         method = in_dtype(method, positions.dtype)
-        hamiltonian, screened = _hamiltonian(method, self.positions(positions))
+
+        def tell(types):
+            hamiltonian, screened = types
+            if dispersion is not None:
+                hamiltonian = replace(hamiltonian, dispersion=hamiltonian.nuclear_repulsion)
+            listener(hamiltonian, screened)
+
+        hamiltonian, screened = _hamiltonian.announced(tell)(method, self.positions(positions))
         if dispersion is not None:
             hamiltonian = replace(hamiltonian, dispersion=dispersion.energy(jnp.asarray(positions)))
         return hamiltonian, screened

@@ -262,15 +262,17 @@ def screened_too_much(count):
 
 
 def energy(count):
-    """`qchem.energy`, its programs one after another, filled up; and forces, whose program is the
-    one that was expected. The second geometry compiles nothing."""
+    """`qchem.energy`, its programs one after another, filled up; and forces. What was expected of
+    arrays was right: there is one program of each. The second geometry compiles nothing."""
     import qchem
     from qchem import padding
+    from qchem.scf import converge
     from tests import oracle
 
     names = {"basis": "sto-3g", "xc": "b3lyp", "two_electron": "df", "aux": "def2-universal-jkfit"}
     names |= {"grid": (12, 26), "mesh": mesh_of(count, "molecule"), "forces": True}
-    known = len(padding._gradient._known)
+    programs = padding._hamiltonian, converge._diis, padding._gradient
+    known = [len(program._known) for program in programs]
 
     def both(positions):
         molecule = qchem.Molecule.from_arrays((1, 1), positions, unit="bohr")
@@ -281,7 +283,7 @@ def energy(count):
     with oracle.compilations() as compiled:
         second = both(1.1 * POSITIONS)
     assert not compiled
-    assert len(padding._gradient._known) == known + 1
+    assert [len(program._known) for program in programs] == [n + 1 for n in known]
     return (first, second), []
 
 

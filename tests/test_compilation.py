@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from numpy.testing import assert_allclose
 
 from qchem import compilation
-from qchem.compilation import FOLDER, program, remove_unused, standing, traced_for
+from qchem.compilation import FOLDER, _Request, program, remove_unused, standing, traced_for
 from qchem.fingerprint import NoFingerprint, fingerprint
 from qchem.fitted_jk import DensityFittedJK
 from qchem.scf.orbitals import canonical_orthogonalizer
@@ -182,6 +182,23 @@ def test_a_program_is_made_ahead(cache):
         found = run(OVERLAP)
     assert compiled == []
     jax.tree.map(np.testing.assert_array_equal, found, program(canonical_orthogonalizer)(OVERLAP))
+
+
+def test_what_it_will_return_is_told_before(cache):
+    """Where a program is compiled and where it is read from the disk, not where it is known."""
+
+    def told(run):
+        heard = []
+        return heard, run.announced(heard.append)(OVERLAP)
+
+    run = program(canonical_orthogonalizer)
+    (types,), values = told(run)
+    assert [(x.shape, x.dtype) for x in types] == [((2, 2), np.float64), ((2,), np.bool_)]
+    assert _Request.of(types, {}).key == _Request.of(values, {}).key
+    assert told(run)[0] == []
+    with oracle.compilations() as compiled:
+        assert told(program(canonical_orthogonalizer))[0] == [types]
+    assert compiled == []
 
 
 def test_what_cannot_be_made_ahead_fails_where_it_is_called(cache):

@@ -7,6 +7,7 @@ import math
 from numbers import Real
 from typing import Any, Literal, get_args
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -116,6 +117,19 @@ def converge(
         if not scf.converged:
             break
     return scf, energies, stages
+
+
+def expect(
+    hamiltonian: Hamiltonian,
+    screened: jax.ShapeDtypeStruct,
+    guess: Guess,
+    nocc: Nocc,
+    options: dict[str, Any],
+    solver: str,
+) -> None:
+    """Have the first program of `converge` made meanwhile; all but arrays is as it will be."""
+    fixed, numbers = _split(_first(options, solver), solve, screened.dtype)
+    _diis.ahead(hamiltonian, screened, guess, nocc, fixed, numbers)
 
 
 def _unfinished(scf, max_cycles):

@@ -10,8 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -358,11 +357,8 @@ class Method(eqx.Module):
         ndevice = 1 if self.mesh is None else self.mesh.size
         width = filled_width(self.fitting, ndevice)
 
-        def kind(nrow, *axes):
-            place = None if self.mesh is None else NamedSharding(self.mesh, P(*axes))
-            return jax.ShapeDtypeStruct((nrow, width), dtype, sharding=place)
-
-        of_each = Fit(kind(npair(self.basis.nao), None, MOLECULE), kind(width))
+        rows = npair(self.basis.nao), width
+        of_each = Fit(*(jax.ShapeDtypeStruct((nrow, width), dtype) for nrow in rows))
         return (of_each,) * (2 if self.functional.omega else 1)
 
     @property
