@@ -163,6 +163,8 @@ class Program:
     def ahead(self, *args: Any, **kwargs: Any) -> None:
         """Have the program found, or else compiled, in another thread while this one goes on.
 
+        Not where several processes share the devices: they would have to do it at one time.
+
         Args:
             *args, **kwargs: As in the call to come, but for the elements of arrays, or
                 `jax.ShapeDtypeStruct` in their place.
@@ -176,7 +178,8 @@ class Program:
                 if request.key == _Request.of(args, kwargs).key:
                     self._executable(request)
 
-        if (request := _Request.of(args, kwargs)) is not None:
+        request = _Request.of(args, kwargs)
+        if request is not None and jax.process_count() == 1:
             threading.Thread(target=make).start()
 
     def _executable(self, request, listener=None):
@@ -213,19 +216,24 @@ def _is_array(x):
 
 
 class _Abstract(NamedTuple):
-    """What a program is made for of an array. Where several devices hold one, it is taken to where
-    the program that has been made wants it, which is almost always where it is."""
+    """What a program is made for of an array. Where several devices of one process hold it, it is
+    taken to where the program that has been made wants it, which is almost always where it is."""
 
     shape: tuple[int, ...]
     dtype: Any
     weak_type: bool
-    device: jax.Device | None  # None where it may be any
+    place: jax.Device | jax.sharding.Sharding | None  # None where it may be any
 
     @classmethod
     def of(cls, x) -> _Abstract:
         weak = getattr(x, "weak_type", False)  # keys of random numbers have none
-        fixed = isinstance(x, jax.Array) and x.committed and len(x.sharding.device_set) == 1
-        return cls(x.shape, x.dtype, weak, next(iter(x.sharding.device_set)) if fixed else None)
+        place = None
+        if isinstance(x, jax.Array) and x.committed:
+            if len(x.sharding.device_set) == 1:
+                (place,) = x.sharding.device_set
+            elif not x.is_fully_addressable:
+                place = x.sharding
+        return cls(x.shape, x.dtype, weak, place)
 
 
 class _Executable:
@@ -361,7 +369,7 @@ def _path(function, tree, fixed) -> Path | None:
     if jax.process_count() > 1:
         return None
     shapes = [
-        (x.shape, str(x.dtype), x.weak_type, x.device) if isinstance(x, _Abstract) else ("", x)
+        (x.shape, str(x.dtype), x.weak_type, x.place) if isinstance(x, _Abstract) else ("", x)
         for x in fixed
     ]
     options = sorted((program_options() or {}).items())
