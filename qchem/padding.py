@@ -14,6 +14,7 @@ from functools import cache
 from math import ceil
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,7 +184,9 @@ class Padded:
         def tell(types):
             hamiltonian, screened = types
             if dispersion is not None:
-                hamiltonian = replace(hamiltonian, dispersion=hamiltonian.nuclear_repulsion)
+                where = lambda hamiltonian: hamiltonian.dispersion  # noqa: E731
+                kind = hamiltonian.nuclear_repulsion
+                hamiltonian = eqx.tree_at(where, hamiltonian, kind, is_leaf=lambda x: x is None)
             listener(hamiltonian, screened)
 
         hamiltonian, screened = _hamiltonian.announced(tell)(method, self.positions(positions))
