@@ -186,15 +186,13 @@ def together(count):
     return slopes(small, large, own), [sum(arrays)]
 
 
-def screened(count, xc="svwn", closer=0.0):
+def screened(count, xc="svwn"):
     """XC energy, derivatives by positions and orbitals, and Fock matrix of fragments in a row.
 
     With devices, of the molecule filled up with atoms that have no functions, and without the
-    shells that do not reach a chunk; else of all shells. Returned beside: how much room each chunk
+    shells that do not reach a chunk; else of all shells. Then the energy where shells reach 5 bohr
+    too short, so that some are left out that count. Returned beside: how much room each chunk
     needs, of 0, 1 and 2, the last of which is that for all shells.
-
-    Args:
-        closer: By how much too short the shells reach, bohr.
     """
     from dataclasses import replace
 
@@ -219,23 +217,24 @@ def screened(count, xc="svwn", closer=0.0):
     else:
         method, place = alone, positions
 
-    def integrator(place):
+    def integrator(place, closer=0.0):
         xc = method._xc(place)
         radii = tuple(radius - closer for radius in xc.reach.radii)
         return eqx.tree_at(lambda xc: xc.reach, xc, replace(xc.reach, radii=radii))
 
-    def energy(place, orbitals):
-        return integrator(place).energy_of_orbitals(orbitals)
+    def energy(place, orbitals, closer):
+        return integrator(place, closer).energy_of_orbitals(orbitals)
 
-    def everything(place, orbitals):
+    @compiled
+    def everything(place, orbitals, closer):
         dm = orbitals @ jnp.swapaxes(orbitals, 1, 2)
-        fock = integrator(place).energy_and_fock(dm, orbitals)[1]
-        return *jax.value_and_grad(energy, (0, 1))(place, orbitals), fock
+        fock = integrator(place, closer).energy_and_fock(dm, orbitals)[1]
+        return *jax.value_and_grad(energy, (0, 1))(place, orbitals, closer), fock
 
-    place = jnp.asarray(place)
-    value, slopes, fock = compiled(everything)(place, jnp.asarray(orbitals))
+    place, orbitals = jnp.asarray(place), jnp.asarray(orbitals)
+    value, slopes, fock = everything(place, orbitals, 0.0)
     values = value, slopes[0][: padded.natom], slopes[1][:, : basis.nao]
-    values = *values, fock[:, : basis.nao, : basis.nao]
+    values = *values, fock[:, : basis.nao, : basis.nao], everything(place, orbitals, 5.0)[0]
     return values, [np.array(needed_room(integrator(place)))] if count else []
 
 
@@ -254,11 +253,6 @@ def needed_room(xc):
 def screened_gradient(count):
     """The same of a functional of the gradient."""
     return screened(count, "pbe")
-
-
-def screened_too_much(count):
-    """Shells are left out that count."""
-    return screened(count, closer=5.0)
 
 
 def energy(count):

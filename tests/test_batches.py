@@ -10,13 +10,15 @@ import qchem
 from . import oracle
 from .test_padding import from_ase
 
-NAMES = ("CH3OH", "H2O", "C2H4")  # the first and the last have one bucket
 OPTIONS = {"basis": "sto-3g", "xc": "pbe", "grid": (12, 26), "tolerance": 1e-9}
 
 
 @pytest.fixture(scope="module")
 def molecules():
-    return [from_ase(name) for name in NAMES]
+    """The first and the last have one bucket."""
+    trihydrogen = [[0.0, 0.0, 0.0], [0.1, 0.0, 1.7], [1.5, 0.2, 0.9]]
+    ion = qchem.Molecule.from_arrays((1, 1, 1), trihydrogen, unit="bohr", charge=1)
+    return [from_ase("CH3OH"), ion, from_ase("C2H4")]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,15 @@ def test_the_numbers_of_each_alone(molecules, found):
 def test_how_much_is_padding(molecules, found):
     assert (found.nbucket, found.padding) == (
         2,
-        pytest.approx(1 - (14 + 7 + 14) / (2 * 14 + 2 * 7)),
+        pytest.approx(1 - (14 + 3 + 14) / (2 * 14 + 2 * 3)),
     )
 
 
 def test_a_second_batch_compiles_nothing(molecules, found):
     moved = [
-        qchem.Molecule.from_arrays(m.numbers, 1.01 * np.asarray(m.positions), unit="bohr")
+        qchem.Molecule.from_arrays(
+            m.numbers, 1.01 * np.asarray(m.positions), unit="bohr", charge=m.charge
+        )
         for m in molecules
     ]
     with oracle.compilations() as compiled:
@@ -80,7 +84,8 @@ def test_wrong_input(molecules, count, options, match):
 def test_dispersion_is_added(molecules, found):
     """Energy and forces of the correction, which is not part of the program."""
     corrected = qchem.energies(molecules[1:2], chunk=2, **OPTIONS | {"xc": "pbe-d3bj"})
-    method = qchem.energy_fn(molecules[1].numbers, "sto-3g", "pbe-d3bj", grid=(12, 26)).method
+    numbers, names = molecules[1].numbers, ("sto-3g", "pbe-d3bj")
+    method = qchem.energy_fn(numbers, *names, charge=1, grid=(12, 26)).method
     term, slope = jax.value_and_grad(method.dispersion.energy)(molecules[1].positions)
     assert abs(term) > 1e-6
     assert_allclose(corrected.energy[0] - found.energy[1], term, rtol=0, atol=1e-10)

@@ -266,7 +266,13 @@ def test_forces_need_convergence():
         result.require_converged()
 
 
-@pytest.mark.parametrize("change", [{}, {"multiplicity": 3, "overlap_threshold": 1e-5}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"multiplicity": 3, "overlap_threshold": 1e-5},
+    ],
+)
 def test_forces_where_directions_are_left_out(change):
     """They turn with the nuclei; forces without that were wrong by 2e-5 here."""
     exponents = 3.4, 1.2, 1.212, 0.4, 0.404, 0.12

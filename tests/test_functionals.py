@@ -14,7 +14,7 @@ from .oracle import slope, stencil
 FIRST_RTOL = 1e-9  # DESIGN section 4
 SECOND_RTOL = 1e-8  # libxc's own second derivatives cancel digits where spins are unequal
 NPOINT = 300
-CAPACITY = 640  # points of every call
+CAPACITY = 640  # points of every call; at least as many as there are edges
 STEP = 1e-4  # relative, of finite differences
 DIFFERENCE_RTOL = 2e-9
 META = [name for name in COMPONENTS if "mgga" in name]
@@ -97,13 +97,18 @@ def our_derivatives(functional, variables, nspin, order=2):
         return jax.jvp(gradient, (x,), (directions,))[1]
 
     npoint = variables.shape[1]
-    x = jnp.resize(variables.T, (CAPACITY, len(variables))).T  # one shape: repeats the points
+    x = filled(variables)
     results = energy(x)[:npoint], gradient(x)[:nall, :npoint]
     if order == 1:
         return results
     second = jax.vmap(column)(jnp.eye(len(x), dtype=x.dtype))
     second = jnp.moveaxis(second[:nall, :nall], -1, 0)
     return *results, np.triu(second[:npoint])
+
+
+def filled(variables):
+    """Points repeated up to one number for all tests, so that they share compiled operations."""
+    return jnp.resize(variables.T, (CAPACITY, len(variables))).T
 
 
 @pytest.mark.parametrize("nspin", [1, 2])
@@ -246,7 +251,9 @@ def test_two_derivatives_are_finite_at_every_edge(nspin, dtype):
     index = np.arange(least.shape[1])
     share, excess = KINETIC[np.stack([index, index // 7])[:nspin] % len(KINETIC)].transpose(2, 0, 1)
     tau = share * least + excess * np.abs(rho) ** (5 / 3)
-    variables = jnp.asarray(np.concatenate([np.stack(rho), np.stack(sigma), tau]), dtype)
+    assert least.shape[1] <= CAPACITY
+    variables = np.concatenate([np.stack(rho), np.stack(sigma), tau])
+    variables = filled(jnp.asarray(variables, dtype))
     # A NaN or an infinity anywhere is one in the sum over components, and over the Hessian's row.
     energy = our_energy(sum_of(*COMPONENTS), nspin)
     gradient = jax.grad(lambda x: jnp.sum(energy(x)))

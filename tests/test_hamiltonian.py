@@ -43,11 +43,11 @@ def build(xc, **options):
 @pytest.fixture(
     scope="module",
     params=[
-        ("exact", 1, "b3lyp"),
+        ("exact", 1, "0.2*hf + lda_x"),
         ("exact", 2, "b3lyp"),
-        ("direct", 2, "b3lyp"),
+        ("direct", 2, "0.2*hf + lda_x"),
         ("df", 1, "b3lyp"),
-        ("df", 2, "b3lyp"),
+        ("df", 2, "0.2*hf + lda_x"),
         ("direct", 1, "0.3*sr_hf(0.4) + lda_x"),
         ("df", 2, "0.2*sr_hf(0.4) + 0.9*lr_hf(0.4) + lda_x"),
     ],
