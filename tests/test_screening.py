@@ -23,7 +23,7 @@ ATOL = 1e-11  # hartree, and hartree/bohr
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 # Fragments of a chain, far enough apart for some shells of each to miss the next.
-NUMBERS = (8, 1) * 4
+NUMBERS = (1, 1) * 4
 POSITIONS = np.array([[0.3 * k, 9.0 * k, 1.8 * h] for k in range(4) for h in range(2)])
 BASIS = Basis.from_name(NUMBERS, "def2-svp")
 GRID = Grid.from_numbers(NUMBERS, sizes=(8, 26), prune=False)
