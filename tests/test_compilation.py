@@ -28,6 +28,14 @@ OVERLAP = np.array([[1.0, 0.3], [0.3, 1.0]])
 
 
 @pytest.fixture
+def collecting():
+    """The collector on, which is off where tests run."""
+    gc.enable()
+    yield
+    gc.disable()
+
+
+@pytest.fixture
 def cache(tmp_path):
     with oracle.programs_kept_in(tmp_path):
         yield tmp_path
@@ -209,7 +217,7 @@ def test_what_cannot_be_made_ahead_fails_where_it_is_called(cache):
     assert kept(cache) == []
 
 
-def test_programs_are_traced_one_at_a_time_without_collections():
+def test_programs_are_traced_one_at_a_time_without_collections(collecting):
     """Of two threads; the collector is on again afterwards, also where tracing fails."""
     order, both = [], threading.Barrier(2, timeout=60)
 
