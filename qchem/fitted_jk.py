@@ -35,6 +35,8 @@ from qchem.metric import columns_of, lower_factor, separated
 _WIDENED_BYTES = 1 << 24  # of shorter numbers that are made long at once
 _UNPACKED_BYTES = {"cpu": 1 << 21}  # of integrals unpacked at once: on a CPU what its caches hold
 LEAST_COLUMNS = 8  # auxiliary functions unpacked at once: a line of the cache has as many
+_ROW_BLOCKS = 4  # of an exchange matrix
+_LEAST_ROWS = 48  # of each, as products of few rows are slow
 _SHORT_SUM = 32  # auxiliary functions whose float32 contributions are added up in float32
 
 
@@ -137,17 +139,30 @@ def _coulomb(fitted, dm):
 
 
 def _exchange(fitted, factor):
+    """Rows of K in blocks, each as far as the diagonal of its last row: the rest is symmetric."""
     nspin, nao, _ = factor.shape
     short = factor.astype(fitted.dtype)
+    size = -(-nao // max(1, min(_ROW_BLOCKS, nao // _LEAST_ROWS)))
+    rows = [(start, min(start + size, nao)) for start in range(0, nao, size)]
 
-    def add(exchange, _, columns):
+    def add(blocks, _, columns):
         half = jnp.einsum("bap,sbi->siap", columns, short, precision="highest")
-        part = jnp.einsum("siap,sicp->sac", half, half, precision="highest")
-        return exchange + part.astype(exchange.dtype)
 
-    zero = jnp.zeros((nspin, nao, nao), factor.dtype)
+        def more(block, start, end):
+            both = half[:, :, start:end], half[:, :, :end]
+            part = jnp.einsum("siap,sicp->sac", *both, precision="highest")
+            return block + part.astype(block.dtype)
+
+        return [more(block, *ends) for block, ends in zip(blocks, rows, strict=True)]
+
+    zeros = [jnp.zeros((nspin, end - start, end), factor.dtype) for start, end in rows]
     most = None if short.dtype == factor.dtype else _SHORT_SUM
-    return over_columns(add, zero, fitted, nao, most=most)
+    blocks = over_columns(add, zeros, fitted, nao, most=most)
+    if len(blocks) == 1:
+        return blocks[0]
+    padded = [jnp.pad(x, ((0, 0), (0, 0), (0, nao - x.shape[2]))) for x in blocks]
+    lower = jnp.tril(jnp.concatenate(padded, axis=1))
+    return lower + jnp.swapaxes(jnp.tril(lower, -1), 1, 2)
 
 
 def fit_of(

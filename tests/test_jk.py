@@ -85,10 +85,13 @@ def test_matrices(name, integrals):
 
 
 def test_exchange_in_chunks_is_the_same(monkeypatch):
+    """Of auxiliary functions, and of rows up to the diagonal."""
     three = oracle.random_like(np.zeros((NPAIR, 7)), 1)
     fitted = fitted_jk.DensityFittedJK(three)
     whole = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
     use_small_windows(monkeypatch)
+    monkeypatch.setattr(fitted_jk, "_LEAST_ROWS", 1)
+    assert NAO % fitted_jk._ROW_BLOCKS
     chunked = jax.value_and_grad(lambda f: jnp.sum(fitted.exchange(f) ** 2))(FACTOR)
     for one, other in zip(chunked, whole, strict=True):
         assert_allclose(one, other, rtol=1e-12)
