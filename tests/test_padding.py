@@ -91,7 +91,7 @@ SLOW = pytest.mark.slow
     "mol, options",
     [
         (methanium(1), {"xc": "hf", "two_electron": "df", "aux": "def2-universal-jkfit"}),
-        (molecule([1] * 5, HYDROGENS, 0), {"basis": "6-31g", "xc": "cam-b3lyp", "guess": "sad"}),
+        (molecule([1] * 5, HYDROGENS, 0), {"basis": "6-31g", "xc": "hf", "guess": "sad"}),
         pytest.param(methanium(0), {"xc": "cam-b3lyp", "guess": "sad"}, marks=SLOW),
         pytest.param(methanium(1), {"xc": "pbe"}, marks=SLOW),
         pytest.param(
